@@ -1,0 +1,48 @@
+# `make demo` and `make test` work as the first command in a fresh clone: they make .venv and install what they need.
+
+# The first Python of a version that all dependencies have wheels for.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test soak lint format clean
+
+demo: .venv/.installed
+	$(BIN)/olmoflow run end-to-end deployments/recipes/demo.yaml
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+soak: .venv/.installed-test
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+lint: .venv/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and alone: a plain requirement would let the resolver look at builds other than the pinned one.
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "olmoflow needs Python 3.11 or 3.12: install one, or set PYTHON=/path/to/python"; exit 1; }
+	@echo "installing olmoflow into .venv (a few minutes the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.installed-lint: .venv/.installed
+	$(PIP) --editable '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf .venv store corpus
