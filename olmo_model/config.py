@@ -1,0 +1,90 @@
+"""Sizes of an OLMo 2 model, and what follows from them. No torch here, so that a form or a command line opens at once."""
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of an OLMo 2 model (OLMo 2 report, section 2.1 and Table 3).
+
+    ``vocab_size`` is the padded size, the height of both embedding matrices; ``mlp_hidden`` is the width inside SwiGLU;
+    ``init_std`` the standard deviation of the truncated normal that every matrix starts from.
+
+    Raises ValueError where the sizes do not fit each other.
+    """
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    mlp_hidden: int
+    vocab_size: int
+    max_sequence_length: int = 4096
+    rope_theta: float = 5e5
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden", "vocab_size", "max_sequence_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model: {name} is {getattr(self, name)}; give a whole number of 1 or more")
+        for name in ("rope_theta", "norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"model: {name} is {getattr(self, name)}; give a number above 0")
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(
+                f"model: d_model {self.d_model} must be an even multiple of n_heads {self.n_heads}, since RoPE turns pairs within a head"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"model: n_heads {self.n_heads} must be a multiple of n_kv_heads {self.n_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter, in the model's own order; the names are those of Hugging Face's Olmo2ForCausalLM."""
+        d, kv = self.d_model, self.n_kv_heads * self.head_dim
+        layer = {
+            "self_attn.q_proj": (d, d),
+            "self_attn.k_proj": (kv, d),
+            "self_attn.v_proj": (kv, d),
+            "self_attn.o_proj": (d, d),
+            "self_attn.q_norm": (d,),
+            "self_attn.k_norm": (kv,),
+            "mlp.gate_proj": (self.mlp_hidden, d),
+            "mlp.up_proj": (self.mlp_hidden, d),
+            "mlp.down_proj": (d, self.mlp_hidden),
+            "post_attention_layernorm": (d,),
+            "post_feedforward_layernorm": (d,),
+        }
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
+        for n in range(self.n_layers):
+            shapes |= {f"model.layers.{n}.{name}.weight": shape for name, shape in layer.items()}
+        return shapes | {"model.norm.weight": (d,), "lm_head.weight": (self.vocab_size, d)}
+
+    def num_parameters(self) -> int:
+        """All parameters, both embeddings included."""
+        return sum(prod(shape) for shape in self.parameter_shapes().values())
+
+    def num_parameters_without_input_embedding(self) -> int:
+        """The parameters that take part in a matrix product for every token (and the norms' gains)."""
+        return self.num_parameters() - self.vocab_size * self.d_model
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Model FLOPs to train on one token, forward and backward, as PaLM counts them (PaLM, appendix B; no causal discount)."""
+        return 6 * self.num_parameters_without_input_embedding() + 12 * self.n_layers * self.d_model * sequence_length
+
+
+# Vocabulary of 100278 ids, padded to a multiple of 128.
+_VOCAB_SIZE = 100352
+
+# 7B and 13B: OLMo 2 report, Table 3; 1B and 32B came after it, from their public configurations.
+PRESETS: dict[str, ModelConfig] = {
+    "1b": ModelConfig(d_model=2048, n_layers=16, n_heads=16, n_kv_heads=16, mlp_hidden=8192, vocab_size=_VOCAB_SIZE),
+    "7b": ModelConfig(d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden=11008, vocab_size=_VOCAB_SIZE),
+    "13b": ModelConfig(d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, mlp_hidden=13824, vocab_size=_VOCAB_SIZE),
+    "32b": ModelConfig(d_model=5120, n_layers=64, n_heads=40, n_kv_heads=8, mlp_hidden=27648, vocab_size=_VOCAB_SIZE),
+}
