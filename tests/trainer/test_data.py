@@ -1,0 +1,147 @@
+"""Mixes read back, the order of instances, and what does not fit together."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.config import TrainConfig, parse
+from trainer.data import Loader, Mix, permute
+from trainer.errors import TrainerError
+
+
+def _config(data: dict[str, Any]) -> TrainConfig:
+    return parse(TrainConfig, data, "test")
+
+
+def _stream(documents: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.append(document, 0) for document in documents])
+
+
+def test_instances_are_the_stream_cut_into_pieces(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    documents = make_documents(40)
+    mix = Mix(make_mix(tmp_path, documents))
+    stream = _stream(documents)
+    assert mix.tokens == len(stream) and mix.instances == len(stream) // 32
+    for number in range(mix.instances):
+        assert mix.instance(number).tolist() == stream[32 * number : 32 * (number + 1)].tolist()
+    assert mix.read(7, mix.tokens - 7).tolist() == stream[7:].tolist()
+
+
+def test_token_files_may_lie_elsewhere(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    documents = make_documents(10)
+    folder = make_mix(tmp_path / "mix", documents)
+    paths = []
+    for number, name in enumerate(json.loads((folder / "mix.json").read_text())["files"]):
+        (folder / name).rename(tmp_path / f"moved-{number}")
+        paths.append(str(tmp_path / f"moved-{number}"))
+    for number, listed in enumerate((paths, [f"file://{path}" for path in paths])):
+        files = tmp_path / f"files-{number}.json"
+        files.write_text(json.dumps(listed))
+        mix = Mix(folder, files)
+        assert mix.read(0, mix.tokens).tolist() == _stream(documents).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 255, 256, 257, 1000])
+def test_every_epoch_is_a_permutation_of_its_own(size: int) -> None:
+    everything = np.arange(size, dtype=np.int64)
+    orders = [permute(everything, size, seed, epoch).tolist() for seed, epoch in ((1, 0), (1, 1), (2, 0), (2, 1))]
+    for order in orders:
+        assert sorted(order) == everything.tolist()
+    if size >= 5:
+        assert len({tuple(order) for order in orders}) == 4
+
+
+def test_orders_are_spread_evenly() -> None:
+    """Over many seeds each instance comes first about equally often, and each pair of neighbours too."""
+    size, seeds = 6, 3000
+    orders = np.array([permute(np.arange(size), size, seed, 0) for seed in range(seeds)])
+    first = np.bincount(orders[:, 0], minlength=size)
+    pairs = np.bincount(orders[:, 0] * size + orders[:, 1], minlength=size * size).reshape(size, size)
+    for counts in (first, pairs[~np.eye(size, dtype=bool)]):
+        expected = seeds / len(counts)
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        freedom = len(counts) - 1
+        assert chi_square < freedom + 4 * np.sqrt(2 * freedom)  # 4 standard deviations; the seeds are fixed
+
+
+def test_the_global_batch_does_not_depend_on_ranks(make_config: Any) -> None:
+    config = _config(make_config(micro_batch_instances=1))
+    mix = Mix(config.data.mix)
+    alone = Loader(mix, config, 0, 1)
+    for number in (0, 1, alone.batches_per_epoch, 2 * alone.batches_per_epoch + 3):
+        whole = alone.instance_numbers(number).tolist()
+        for ranks in (2, 4):
+            shared = [each for rank in range(ranks) for each in Loader(mix, config, rank, ranks).instance_numbers(number)]
+            assert shared == whole
+
+
+def test_an_epoch_visits_no_instance_twice_and_the_next_has_another_order(make_config: Any) -> None:
+    config = _config(make_config())
+    loader = Loader(Mix(config.data.mix), config, 0, 1)
+    epochs = []
+    for epoch in range(2):
+        numbers = range(epoch * loader.batches_per_epoch, (epoch + 1) * loader.batches_per_epoch)
+        epochs.append(np.concatenate([loader.instance_numbers(number) for number in numbers]).tolist())
+        assert len(set(epochs[-1])) == len(epochs[-1]) == loader.mix.instances // 4 * 4
+    assert epochs[0] != epochs[1]
+
+
+def test_a_repeating_instance_is_marked(tmp_path: Path, make_mix: Any, make_documents: Any, make_config: Any) -> None:
+    # Document 1 fills instance 2 with one token, 32 times in a row; nothing else repeats.
+    documents = [np.arange(2, 65, dtype=np.uint32), np.full(31, 0, np.uint32), np.arange(2, 98, dtype=np.uint32)]
+    folder = make_mix(tmp_path / "repeats", documents)
+    for mask, expected in ((True, [2]), (False, [])):
+        changes = {"data.mix": str(folder), "data.mask_repetitions": mask, "global_batch_instances": 6, "micro_batch_instances": 1}
+        loader = Loader(Mix(folder), _config(make_config(**changes)), 0, 1)
+        assert loader.instance_numbers(0)[~loader.batch(0).kept].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "words"),
+    [
+        ({"model.vocab_size": 256}, 1, "made with another vocabulary (128 ids) than the model's (model.vocab_size 256)"),
+        ({"sequence_length": 16}, 1, "sequence_length is 16 but the mix"),
+        ({"micro_batch_instances": 3}, 1, "global_batch_instances 4 is not divisible by ranks x micro_batch_instances (1 x 3 = 3)"),
+        ({}, 2, "(2 x 4 = 8)"),
+        ({"global_batch_instances": 4000}, 1, "fewer than one batch of 4000"),
+    ],
+)
+def test_what_does_not_fit_is_named(make_config: Any, changes: dict[str, Any], ranks: int, words: str) -> None:
+    config = _config(make_config(**changes))
+    with pytest.raises(TrainerError) as error:
+        Loader(Mix(config.data.mix), config, 0, ranks)
+    assert words in str(error.value)
+
+
+def test_an_id_outside_the_vocabulary_is_an_error(tmp_path: Path, make_mix: Any, make_config: Any) -> None:
+    folder = make_mix(tmp_path / "bad", [np.arange(2, 130, dtype=np.uint32)])
+    config = _config(make_config(**{"data.mix": str(folder)}))
+    with pytest.raises(TrainerError, match="holds id 129, outside its vocabulary of 128"):
+        Loader(Mix(folder), config, 0, 1).batch(0)
+
+
+def test_damaged_mixes_are_named(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    def broken(name: str) -> Path:
+        return make_mix(tmp_path / name, make_documents(10))
+
+    with pytest.raises(TrainerError, match=r"mix\.json cannot be read"):
+        Mix(tmp_path / "nowhere")
+    short = broken("short")
+    (short / "tokens-1.npy").write_bytes((short / "tokens-1.npy").read_bytes()[:-4])
+    with pytest.raises(TrainerError, match=r"tokens-1\.npy ends before token"):
+        Mix(short).read(0, Mix(short).tokens)
+    gone = broken("gone")
+    (gone / "tokens-0.npy").unlink()
+    with pytest.raises(TrainerError, match=r"tokens-0\.npy cannot be read"):
+        Mix(gone).instance(0)
+    extents = broken("extents")
+    np.save(extents / "extents.npy", np.load(extents / "extents.npy")[:-1])
+    with pytest.raises(TrainerError, match=r"extents\.npy holds \d+ tokens where mix\.json says"):
+        Mix(extents)
+    header = broken("header")
+    (header / "mix.json").write_text("{")
+    with pytest.raises(TrainerError, match=r"mix\.json is not valid JSON"):
+        Mix(header)

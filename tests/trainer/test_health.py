@@ -1,0 +1,54 @@
+"""The health check passes on a sound machine and names what is not sound."""
+
+import pytest
+import torch
+
+from olmo_model.config import PRESETS, ModelConfig
+from trainer import health
+from trainer.errors import TrainerError
+from trainer.parallel import World
+
+
+def test_a_sound_machine_passes(world: World, model_dict: dict) -> None:
+    health.check(ModelConfig(**model_dict), world)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_wrong_entry_of_a_product_is_seen(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    multiply = torch.Tensor.__matmul__
+
+    def wrong(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        product = multiply(left, right)
+        if left.dtype == dtype:
+            product[17, 33] += 1
+        return product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", wrong)
+    assert str(dtype) in str(health.product_fault(torch.device("cpu")))
+
+
+def test_the_failing_host_and_device_are_named(monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict) -> None:
+    monkeypatch.setattr(health, "product_fault", lambda device: "a product came out wrong")
+    with pytest.raises(TrainerError, match=rf"host {world.host}, device cpu \(rank 0\): a product came out wrong"):
+        health.check(ModelConfig(**model_dict), world)
+
+
+def test_a_device_that_raises_is_named(monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict) -> None:
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal instruction\nmore")
+
+    monkeypatch.setattr(health, "product_fault", broken)
+    with pytest.raises(TrainerError, match=rf"host {world.host}, device cpu .*an illegal instruction;"):
+        health.check(ModelConfig(**model_dict), world)
+
+
+def test_a_wrong_all_reduce_is_named(monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor[7].add_(1))
+    with pytest.raises(TrainerError, match="all-reduce returned other sums"):
+        health.check(ModelConfig(**model_dict), world)
+
+
+def test_a_model_too_large_for_the_memory_is_named(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    monkeypatch.setattr(health, "_free_bytes", lambda device: 50 << 30)
+    with pytest.raises(TrainerError, match=r"50\.0 GiB of memory free, .* take 108\.8 GiB"):
+        health.check(PRESETS["7b"], world)

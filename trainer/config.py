@@ -1,0 +1,285 @@
+"""The trainer's configuration: plain dataclasses, loaded strictly from YAML or JSON.
+
+No torch here, so that a CLI or a form opens at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from olmo_model.config import ModelConfig
+from trainer.errors import TrainerError
+
+T = TypeVar("T")
+
+# A restart in the same run folder may change these: they say where and how fast, not what is trained.
+_FREE_ON_RESTART = ("run_folder", "checkpoint", "device", "threads", "micro_batch_instances", "data.mix", "data.files", "init_from")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the instances come from.
+
+    Attributes:
+        mix: folder of a compiled mix.
+        files: path of a JSON list with the mix's token files in the mix's order; None: they lie beside the mix.
+        seed: order of the instances.
+        mask_repetitions: mask the loss of instances that repeat an n-gram of 1 to 13 tokens 32 or more times (report, section 3.1).
+    """
+
+    mix: str
+    seed: int
+    files: str | None = None
+    mask_repetitions: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (report, sections 2.3 and 3.4). `learning_rate` is the peak; an anneal takes its rate from the checkpoint instead."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    z_loss: float = 1e-5
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the steps.
+
+    Attributes:
+        kind: `cosine` from the peak to `final_fraction` of it, or `linear_to_zero` (an anneal).
+        warmup_steps: linear warm-up from 0, for `cosine` only.
+        decay_steps: step at which the cosine would end, warm-up included; the run may end before (report: 5e12 tokens, truncated).
+            None: `max_steps`.
+        final_fraction: share of the peak at which the cosine ends.
+    """
+
+    kind: Literal["cosine", "linear_to_zero"]
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    final_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """`every_steps`: steps between checkpoints (None: only the last); `keep`: older ones that stay beside the newest (None: all)."""
+
+    every_steps: int | None = None
+    keep: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        sequence_length: tokens an instance; must be the mix's.
+        global_batch_instances: instances a step, over all ranks.
+        micro_batch_instances: instances that one rank puts through the model at once.
+        max_steps: steps of the run; None: one epoch of the mix.
+        init_from: folder of a training checkpoint whose weights, optimizer state and learning rate an anneal starts from; its data order is
+            its own. Needs `schedule.kind: linear_to_zero`.
+        seed: of the initial weights.
+        run_folder: what the run writes; all ranks must see it. A run that finds checkpoints there goes on from the newest whole one.
+        precision: of the matrix products; master weights, optimizer and reductions are fp32 either way.
+        threads: CPU threads a rank; None: torch's own choice.
+        deterministic: refuse operations whose result may differ from run to run.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    sequence_length: int
+    global_batch_instances: int
+    micro_batch_instances: int
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    seed: int
+    run_folder: str
+    max_steps: int | None = None
+    init_from: str | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    threads: int | None = None
+    deterministic: bool = False
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read and check a run's config file (YAML or JSON). Raises TrainerError naming the file and the key at fault."""
+    config = parse(TrainConfig, read_yaml(path), str(path))
+    _check(config, str(path))
+    return config
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML or JSON file; TrainerError where it is missing or does not parse."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be read ({error.strerror}); give the path of a config file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainerError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def parse(cls: type[T], data: Any, source: str, key: str = "") -> T:
+    """Make a dataclass of a mapping, strictly: unknown, missing and mistyped keys are TrainerErrors naming `source` and the dotted key."""
+    if not isinstance(data, dict):
+        raise TrainerError(f"{source}: {key or 'the file'} must be a mapping of keys to values, not {_show(data)}.")
+    fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    types_of = typing.get_type_hints(cls)
+    for name in data:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=3) or list(fields)
+            raise TrainerError(f"{source}: unknown key {_join(key, name)}; did you mean {' or '.join(near)}?")
+    values = {}
+    for name, each in fields.items():
+        if name in data:
+            values[name] = _value(types_of[name], data[name], source, _join(key, name))
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise TrainerError(f"{source}: key {_join(key, name)} is missing; add it.")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise TrainerError(f"{source}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as JSON-ready nested dicts; `parse` makes the same config of it."""
+    return dataclasses.asdict(config)
+
+
+def difference_on_restart(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first dotted key in which two runs' configs differ and that a restart must not change; None where there is none."""
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    for key in sorted(flat_old.keys() | flat_new.keys()):
+        free = any(key == each or key.startswith(each + ".") for each in _FREE_ON_RESTART)
+        if not free and flat_old.get(key) != flat_new.get(key):
+            return key
+    return None
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, _join(prefix, name))
+        else:
+            flat[_join(prefix, name)] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _value(kind: Any, value: Any, source: str, key: str) -> Any:
+    """`value` as the type `kind`, or a TrainerError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return parse(typing.cast(type, kind), value, source, key)
+    if origin in (typing.Union, types.UnionType):
+        inner = next(each for each in arguments if each is not type(None))
+        return None if value is None else _value(inner, value, source, key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise TrainerError(f"{source}: {key} is {_show(value)}; give one of {', '.join(map(str, arguments))}.")
+    if origin is list and isinstance(value, list):
+        return [_value(arguments[0], each, source, f"{key}[{number}]") for number, each in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {_value(arguments[0], k, source, key): _value(arguments[1], v, source, _join(key, k)) for k, v in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)) and len(value) == len(arguments):
+        pairs = enumerate(zip(arguments, value, strict=True))
+        return tuple(_value(each, item, source, f"{key}[{number}]") for number, (each, item) in pairs)
+    if kind is float:
+        return _number(value, source, key)
+    if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TrainerError(f"{source}: {key} is {_show(value)}; give {_describe(kind)}.")
+
+
+def _number(value: Any, source: str, key: str) -> float:
+    # YAML 1.1 reads 3e-4 as a string, since it has no point.
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise TrainerError(f"{source}: {key} is {_show(value)}; give a number.")
+
+
+def _check(config: TrainConfig, source: str) -> None:
+    """What types alone do not say."""
+
+    def need(holds: bool, message: str) -> None:
+        if not holds:
+            raise TrainerError(f"{source}: {message}")
+
+    schedule, optimizer, checkpoint = config.schedule, config.optimizer, config.checkpoint
+    for key, value in {
+        "global_batch_instances": config.global_batch_instances,
+        "micro_batch_instances": config.micro_batch_instances,
+        "max_steps": config.max_steps,
+        "threads": config.threads,
+        "schedule.decay_steps": schedule.decay_steps,
+        "checkpoint.every_steps": checkpoint.every_steps,
+    }.items():
+        need(value is None or value >= 1, f"{key} is {value}; give 1 or more.")
+    for key, whole in {
+        "data.seed": config.data.seed,
+        "seed": config.seed,
+        "schedule.warmup_steps": schedule.warmup_steps,
+        "checkpoint.keep": checkpoint.keep,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.z_loss": optimizer.z_loss,
+    }.items():
+        need(whole is None or whole >= 0, f"{key} is {whole}; give 0 or more.")
+    for key, number in {"learning_rate": optimizer.learning_rate, "eps": optimizer.eps, "max_grad_norm": optimizer.max_grad_norm}.items():
+        need(number > 0, f"optimizer.{key} is {number}; give a number above 0.")
+    need(all(0 <= beta < 1 for beta in optimizer.betas), f"optimizer.betas is {list(optimizer.betas)}; give two numbers from 0 to below 1.")
+    need(0 <= schedule.final_fraction <= 1, f"schedule.final_fraction is {schedule.final_fraction}; give a number from 0 to 1.")
+    need(config.sequence_length >= 2, f"sequence_length is {config.sequence_length}; give 2 or more.")
+    need(
+        config.sequence_length <= config.model.max_sequence_length,
+        f"sequence_length {config.sequence_length} is over model.max_sequence_length {config.model.max_sequence_length}; lower the one or "
+        "raise the other.",
+    )
+    annealed = schedule.kind == "linear_to_zero"
+    need(not (annealed and schedule.warmup_steps), "schedule.warmup_steps does not go with kind linear_to_zero; leave it out.")
+    need(not (annealed and schedule.decay_steps), "schedule.decay_steps does not go with kind linear_to_zero; set max_steps.")
+    need(annealed or config.init_from is None, "init_from goes with schedule.kind linear_to_zero only; change one of them.")
+    need(
+        schedule.decay_steps is None or schedule.decay_steps > schedule.warmup_steps,
+        f"schedule.decay_steps {schedule.decay_steps} must be more than schedule.warmup_steps {schedule.warmup_steps}.",
+    )
+
+
+def _join(prefix: str, name: Any) -> str:
+    return f"{prefix}.{name}" if prefix else str(name)
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe(kind: Any) -> str:
+    names = {
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+        list: "a list",
+        dict: "a mapping",
+        tuple: "a list of as many values as the default has",
+    }
+    return names[typing.get_origin(kind) or kind]

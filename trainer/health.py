@@ -1,0 +1,87 @@
+"""Does this machine compute, remember and talk? Asked before training: one bad host spoils the run of all (report, section 6.3)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from olmo_model.config import ModelConfig
+from trainer.errors import TrainerError
+from trainer.parallel import World
+
+# Weights, gradients and AdamW's two moments, fp32. Activations come on top; this is what the run cannot do without.
+_BYTES_PER_PARAMETER = 16
+_PATTERN_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
+_MATRIX = {"cuda": 4096, "cpu": 256}
+
+
+def check(model: ModelConfig, world: World) -> None:
+    """Collective. Raises TrainerError on every rank, naming each host and device that failed and how, where one did."""
+    faults = world.gather(_local_fault(model, world))
+    _raise(world, faults)
+    _raise(world, world.gather(_reduction_fault(world)))
+
+
+def _raise(world: World, faults: list[str | None]) -> None:
+    named = [fault for fault in faults if fault]
+    if named:
+        raise TrainerError(f"the health check failed: {'; '.join(named)}; take the host out and start again.")
+
+
+def _local_fault(model: ModelConfig, world: World) -> str | None:
+    where = f"host {world.host}, device {world.device} (rank {world.rank})"
+    try:
+        fault = product_fault(world.device) or memory_fault(world.device, model.num_parameters() * _BYTES_PER_PARAMETER // world.size)
+    except RuntimeError as error:  # what a broken GPU raises; one sentence for the launcher instead of a traceback from each rank
+        fault = f"raised {str(error).splitlines()[0]}"
+    return f"{where}: {fault}" if fault else None
+
+
+def product_fault(device: torch.device) -> str | None:
+    """What is wrong with a product of two matrices whose entries are known small whole numbers, in fp32 and bf16; None: nothing."""
+    size = _MATRIX[device.type]
+    n = torch.arange(size, device=device)
+    rows, columns = (n % 5 - 2).float(), (n % 7 - 3).float()
+    # An outer product times an outer product: entry (i, k) is rows[i] * columns[k] * (how often inner is 1). With 32 ones in bf16 no
+    # partial sum is over 192, so that every order of summation is exact in its 8 bits.
+    for dtype, ones in ((torch.float32, size), (torch.bfloat16, 32)):
+        inner = (n % (size // ones) == 0).float()
+        left, right = (rows[:, None] * inner).to(dtype), (inner[:, None] * columns).to(dtype)
+        if not torch.equal((left @ right).float(), rows[:, None] * columns * ones):
+            return f"a {dtype} product of two {size} x {size} matrices came out wrong"
+    return None
+
+
+def memory_fault(device: torch.device, need_bytes: int) -> str | None:
+    """What is wrong with the memory: too little free for `need_bytes`, or a written pattern that reads back otherwise; None: nothing."""
+    free = _free_bytes(device)
+    if free is not None and free < need_bytes:
+        return f"{free / 2**30:.1f} GiB of memory free, the weights, gradients and optimizer state alone take {need_bytes / 2**30:.1f} GiB"
+    pattern = torch.arange(_PATTERN_BYTES[device.type] // 8, device=device)
+    pattern = pattern.bitwise_xor_(0x5555_5555)
+    if not torch.equal(pattern.bitwise_xor_(0x5555_5555), torch.arange(len(pattern), device=device)):
+        return "memory returned other values than were written"
+    return None
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    # Ranks on one host share its memory.
+    return int(lines["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _reduction_fault(world: World) -> str | None:
+    total = torch.full((1 << 16,), float(world.rank + 1), device=world.device)
+    dist.all_reduce(total)
+    expected = world.size * (world.size + 1) / 2
+    if bool((total == expected).all()):
+        return None
+    return f"host {world.host}, device {world.device} (rank {world.rank}): an all-reduce returned other sums than it should"
