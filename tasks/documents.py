@@ -1,0 +1,125 @@
+"""The documents artifact: Parquet shards whose rows every score, selection and token index is aligned with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.errors import UserError
+
+FILE = "documents.parquet"
+ROW_GROUP_BYTES = 16 << 20  # of text; with ROW_GROUP_ROWS it bounds a reader's memory whatever the shard's size
+ROW_GROUP_ROWS = 16_384
+BASE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("key", pa.uint64(), nullable=False),
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("added", pa.string()),
+        pa.field("created", pa.string()),
+        pa.field("metadata", pa.string()),
+    ]
+)
+
+
+def document_key(source: str, identifier: str) -> int:
+    """64-bit key of a document: BLAKE2b of its source and id, so that the same document has the same key on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{source}\0{identifier}".encode(), digest_size=8).digest(), "little")
+
+
+class DocumentWriter:
+    """Writes documents in row groups of bounded size.
+
+    columns: the typed columns that the source promises, by name.
+    """
+
+    def __init__(self, path: Path, source: str, columns: dict[str, pa.DataType]) -> None:
+        clash = set(columns) & set(BASE_SCHEMA.names)
+        if clash:
+            raise UserError(
+                f"source {source}: the column {min(clash)} is one that every document has; give it another name in fields.columns"
+            )
+        self.source = source
+        self.schema = pa.schema([*BASE_SCHEMA, *(pa.field(name, kind) for name, kind in columns.items())])
+        self.typed = list(columns)
+        self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+        self.bytes = 0
+
+    def write(
+        self, identifier: str, text: str, added: str | None, created: str | None, metadata: dict[str, Any], columns: dict[str, Any]
+    ) -> int:
+        """Add a document; returns the bytes of its text."""
+        size = len(text.encode())
+        row = {
+            "id": identifier,
+            "key": document_key(self.source, identifier),
+            "text": text,
+            "source": self.source,
+            "added": added,
+            "created": created,
+        }
+        row["metadata"] = json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+        self.rows.append(row | {name: columns.get(name) for name in self.typed})
+        self.bytes += size
+        if self.bytes >= ROW_GROUP_BYTES or len(self.rows) >= ROW_GROUP_ROWS:
+            self.flush()
+        return size
+
+    def flush(self) -> None:
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, schema=self.schema)
+            self.writer.write_table(table, row_group_size=len(self.rows))
+            self.rows, self.bytes = [], 0
+
+    def close(self) -> None:
+        self.flush()
+        self.writer.close()
+
+
+def texts(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Row groups of a shard as (first row, texts)."""
+    with pq.ParquetFile(path) as file:
+        row = 0
+        for group in range(file.num_row_groups):
+            column: list[str] = file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+            yield row, column
+            row += len(column)
+
+
+def load_columns(documents: Path, aligned: list[Path], index: Path | None = None) -> pa.Table:
+    """Everything known of a shard's documents but their text: typed columns, scores, and from the token index `repeated` and `tokens`.
+
+    Rows are the shard's rows; what was not tokenized has nulls from the index.
+    """
+    names = [name for name in pq.read_schema(documents).names if name not in ("text", "metadata")]
+    table = pq.read_table(documents, columns=names)
+    for path in aligned:
+        scores = pq.read_table(path)
+        for name in scores.column_names:
+            if name in table.column_names:
+                raise UserError(
+                    f"two columns are called {name}: rename the scorer or the source's column, so that filters know which is meant"
+                )
+            table = table.append_column(name, scores.column(name))
+    return table if index is None else _with_index(table, index)
+
+
+def _with_index(table: pa.Table, index: Path) -> pa.Table:
+    entries = pq.read_table(index, columns=["row", "length", "repeated"])
+    rows = entries.column("row").to_numpy()
+    absent = np.ones(table.num_rows, bool)
+    absent[rows] = False
+    for name, source, kind in (("tokens", "length", np.int64), ("repeated", "repeated", bool)):
+        values = np.zeros(table.num_rows, kind)
+        values[rows] = entries.column(source).to_numpy(zero_copy_only=False)
+        table = table.append_column(name, pa.array(values, mask=absent))
+    return table

@@ -1,0 +1,80 @@
+"""Engines: where the shards of a plan run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.processes import child_environment
+from tasks.shards import Engine
+from tasks.store import Store
+
+
+class StepFailed(Exception):
+    """A step's own code failed: a bug, or a machine at its end. Carries the worker's traceback."""
+
+
+class LocalEngine(Engine):
+    """Shards on processes of this machine: `python -m tasks.shard`, `workers` at once, each shard whole in one of them."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
+        workers = min(self.workers, len(plan["shards"]))
+        for spec, rank in zip(plan["shards"], balanced(weights, workers), strict=True):
+            spec["rank"] = rank
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        with tempfile.TemporaryDirectory(prefix="olmoflow-plan-") as folder:
+            path = Path(folder) / "plan.json"
+            path.write_text(json.dumps(plan))
+            codes = _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads)
+            errors = [error for file in sorted(path.parent.glob("error-*.json")) for error in json.loads(file.read_text())]
+        raise_errors(plan, errors, codes)
+
+
+def balanced(weights: list[int], workers: int) -> list[int]:
+    """A rank for each shard: the heaviest first, each to the worker with the least so far."""
+    loads = [0] * workers
+    ranks = [0] * len(weights)
+    for index in sorted(range(len(weights)), key=lambda i: -weights[i]):
+        ranks[index] = loads.index(min(loads))
+        loads[ranks[index]] += max(weights[index], 1)
+    return ranks
+
+
+def _run_all(commands: list[list[str]], threads: int) -> list[int]:
+    processes = [subprocess.Popen(command, env=child_environment(threads), start_new_session=True) for command in commands]
+    try:
+        return [process.wait() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def raise_errors(plan: dict[str, Any], errors: list[dict[str, Any]], codes: list[int]) -> None:
+    """Turn what the workers reported into one exception."""
+    step = f"{plan['step']['name']} {plan['name']}"
+    bugs = [error for error in errors if not error["user"]]
+    if bugs:
+        raise StepFailed(f"{step}: {bugs[0]['message']}\n{bugs[0].get('traceback', '')}")
+    if errors:
+        more = f" ({len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]['message']}{more}")
+    killed = [code for code in codes if code != 0]
+    if killed:
+        raise UserError(f"{step}: a worker process ended with {_ending(killed[0])}; run the same command again to go on where it stopped")
+
+
+def _ending(code: int) -> str:
+    if code == -9:
+        return "signal 9 (killed: was memory short? then lower engine.workers)"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

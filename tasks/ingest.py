@@ -1,0 +1,41 @@
+"""Ingest: a raw file becomes a shard of documents. What cannot be parsed is quarantined, what is not wanted is dropped with a reason."""
+
+from __future__ import annotations
+
+from tasks.documents import FILE, DocumentWriter
+from tasks.shards import Shard, ShardTask, Step
+from tasks.sources import READERS, SourceConfig, place, typed_columns
+from tasks.sources.base import Bad, Dropped, RawFile
+from tasks.store import Books
+
+STEP = Step("ingest", 1, "tasks.ingest", ("resiliparse", "lxml"))
+
+
+def task(source: str, config: SourceConfig, raw: RawFile) -> ShardTask:
+    """The shard of one raw file. Where it lies is no part of the key, save what of it the reader writes into documents (a dump's site)."""
+    settings = {"source": source, "reader": config.model_dump(mode="json", exclude={"paths"}), "place": place(raw, config)}
+    return ShardTask(raw.name, settings, {"raw": [raw]}, weight=raw.size)
+
+
+def run(shard: Shard) -> Books:
+    """raw: one file -> documents.parquet."""
+    raw: RawFile = shard.one("raw")
+    source = shard.config["source"]
+    config = SourceConfig.model_validate({**shard.config["reader"], "paths": [raw.url]})
+    books = Books(unit="posts" if config.format == "stackexchange" else "records")
+    writer = DocumentWriter(shard.folder / FILE, source, typed_columns(config))
+    for item in READERS[config.format](raw, config):
+        books.read += item.units
+        if isinstance(item, Dropped):
+            books.drop(item.reason, item.units)
+        elif isinstance(item, Bad):
+            books.quarantined += item.units
+            books.count("unreadable_bytes", item.unreadable_bytes)
+            shard.quarantine(raw.url.removeprefix("file://"), item.position, item.cause, item.raw, item.units, item.unreadable_bytes)
+        else:
+            books.kept += item.units
+            books.count("documents")
+            books.count("bytes", writer.write(item.id, item.text, item.added, item.created, item.metadata, item.columns))
+            books.count("repaired_surrogates", int(item.repaired))
+    writer.close()
+    return books

@@ -1,0 +1,280 @@
+"""Charts of the report page as inline SVG, and numbers as people write them.
+
+A chart is drawn here once and needs no script; beside it stands its data as JSON, from which the page's script shows values under the
+mouse. Colours are the page's CSS classes `c0` to `c7`, so that they follow light and dark.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from markupsafe import Markup, escape
+
+COLOURS = 8
+_MOST_POINTS = 500  # of a line; a screen shows no more
+_MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 56, 14, 10, 30  # units of the SVG, as are all lengths below
+
+
+@dataclass
+class Line:
+    """One curve; a `noisy` one is drawn faint behind its smoothed self."""
+
+    name: str
+    points: list[tuple[float, float]]
+    colour: int
+    noisy: bool = False
+
+
+def compact(value: float | None) -> str:
+    """Three significant digits and a unit: 752B, 1.26M, 483, 0.0312."""
+    if value is None:
+        return "–"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return _trimmed(value / size) + unit
+    return _trimmed(value)
+
+
+def _trimmed(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(value: float | None) -> str:
+    """A share from 0 to 1 (or more) as a percentage: three significant digits, two below one percent, `<0.01 %` for less."""
+    if value is None:
+        return "–"
+    if 0 < value < 1e-4:
+        return "<0.01 %"
+    return f"{value * 100:.2g} %" if 0 < value < 0.01 else f"{_trimmed(100 * value)} %"
+
+
+def duration(seconds: float | None) -> str:
+    """`4.2s`, `3m 05s`, `2h 05m`, `3d 4h`."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.2g}s" if seconds < 10 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units."""
+    if value is None:
+        return "–"
+    for unit_bytes, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= 0.9995 * unit_bytes:
+            return f"{_trimmed(value / unit_bytes)} {unit}"
+    return f"{value:.0f} B"
+
+
+def line_chart(title: str, lines: Sequence[Line], x_label: str, log: bool = False, width: int = 560, height: int = 250) -> Markup:
+    """Curves over a common axis, with a legend where there is more than one. Nothing but a note where no line has a point."""
+    lines = [Line(line.name, _thin(line.points), line.colour, line.noisy) for line in lines if line.points]
+    points = [point for line in lines for point in line.points if not log or point[1] > 0]
+    if not points:
+        return Markup('<figure class="chart"><figcaption>{}</figcaption><p class="none">No values.</p></figure>').format(title)
+    x_low, x_high = _padded(min(x for x, _ in points), max(x for x, _ in points), 0)
+    y_low, y_high = min(y for _, y in points), max(y for _, y in points)
+    y_low, y_high = _padded(math.log10(y_low), math.log10(y_high), 0.05) if log else _padded(y_low, y_high, 0.05)
+    if not log and 0 <= min(y for _, y in points) < 0.15 * (y_high - y_low):
+        y_low = 0.0
+    frame = _Frame(width, height, x_low, x_high, y_low, y_high, log)
+    parts = [frame.grid(x_label)]
+    for index, line in enumerate(lines):
+        shown = [point for point in line.points if not log or point[1] > 0]
+        style = f"c{line.colour % COLOURS}" + (" dashed" if line.colour >= COLOURS else "")
+        group = frame.path(shown, f"{style} faint") + frame.path(_smooth(shown), style) if line.noisy else frame.path(shown, style)
+        parts.append(f'<g data-line="{index}">{group}</g>')
+    data = {
+        "x": [frame.x_low, frame.x_high, frame.left, frame.right],
+        "y": [frame.y_low, frame.y_high, frame.bottom, _MARGIN_TOP],
+        "log": log,
+        "label": x_label,
+        "lines": [{"name": line.name, "c": line.colour % COLOURS, "p": [[_short(x), _short(y)] for x, y in line.points]} for line in lines],
+    }
+    legend = Markup("").join(
+        Markup('<button type="button" class="key" data-line="{}"><i class="c{}"></i>{}</button>').format(
+            n, line.colour % COLOURS, line.name
+        )
+        for n, line in enumerate(lines)
+        if len(lines) > 1
+    )
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return Markup('<figure class="chart"><figcaption>{}<span class="keys">{}</span></figcaption>{}{}</figure>').format(
+        title, legend, Markup(svg), embedded(data)
+    )
+
+
+def embedded(data: object) -> Markup:
+    """JSON for the page's script; `<` is escaped, so that no text can close the element."""
+    return Markup('<script type="application/json">{}</script>').format(
+        Markup(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+    )
+
+
+@dataclass
+class _Frame:
+    """The plotting area and its two scales; y_low and y_high are logarithms on a logarithmic axis."""
+
+    width: int
+    height: int
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    log: bool
+
+    @property
+    def left(self) -> int:
+        return _MARGIN_LEFT
+
+    @property
+    def right(self) -> int:
+        return self.width - _MARGIN_RIGHT
+
+    @property
+    def bottom(self) -> int:
+        return self.height - _MARGIN_BOTTOM
+
+    def x(self, value: float) -> float:
+        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        value = math.log10(value) if self.log else value
+        return self.bottom - (value - self.y_low) / (self.y_high - self.y_low) * (self.bottom - _MARGIN_TOP)
+
+    def path(self, points: Sequence[tuple[float, float]], style: str) -> str:
+        steps = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        if len(points) == 1:
+            return f'<circle class="line {style}" cx="{self.x(points[0][0]):.1f}" cy="{self.y(points[0][1]):.1f}" r="2"/>'
+        return f'<polyline class="line {style}" points="{steps}"/>'
+
+    def grid(self, x_label: str) -> str:
+        parts = []
+        for value in log_ticks(self.y_low, self.y_high) if self.log else ticks(self.y_low, self.y_high, 5):
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick end" x="{self.left - 7}" y="{y + 3.5:.1f}">{compact(value)}</text>')
+        shown = [value for value in ticks(self.x_low, self.x_high, 6) if self.x(value) < self.right - 70]
+        for value in shown:
+            parts.append(f'<text class="tick middle" x="{self.x(value):.1f}" y="{self.bottom + 17}">{compact(value)}</text>')
+        parts.append(f'<text class="tick end" x="{self.right}" y="{self.bottom + 17}">{escape(x_label)}</text>')
+        parts.append(f'<line class="axis" x1="{self.left}" x2="{self.right}" y1="{self.bottom}" y2="{self.bottom}"/>')
+        return "".join(parts)
+
+
+@dataclass
+class DotRow:
+    """One line of a dot plot: (name, value, colour, whether filled) of each dot; `strong` sets the line apart."""
+
+    name: str
+    dots: list[tuple[str, float, int, bool]]
+    strong: bool = False
+
+
+def dot_plot(title: str, rows: Sequence[DotRow], unit: str, width: int = 1120) -> Markup:
+    """Changes against nought, one row a name: what lies left of the line got smaller."""
+    values = [value for row in rows for _, value, _, _ in row.dots] or [0.0]
+    low, high = _padded(min(*values, 0.0), max(*values, 0.0), 0.06)
+    left, right, top, step = 210, width - 20, 26, 30
+    height = top + step * len(rows) + 8
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = []
+    for value in ticks(low, high, 8):
+        style = "axis" if value == 0 else "grid"
+        parts.append(f'<line class="{style}" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{top - 6}" y2="{height - 8}"/>')
+        parts.append(f'<text class="tick middle" x="{place(value):.1f}" y="{top - 12}">{_signed(value)} {escape(unit)}</text>')
+    for number, row in enumerate(rows):
+        y = top + step * number + step / 2
+        parts.append(f'<text class="label end{" strong" * row.strong}" x="{left - 14}" y="{y + 4}">{escape(_cut(row.name, 26))}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        for name, value, colour, filled in row.dots:
+            tip = escape(f"{row.name}\n{name}: {_signed(value)} {unit}")
+            shape = f'cx="{place(value):.1f}" cy="{y}" r="{6.5 if filled else 5}"'
+            parts.append(f'<circle class="dot c{colour % COLOURS}{" filled" * filled}" {shape} data-tip="{tip}"/>')
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return Markup('<figure class="dots">{}</figure>').format(Markup(svg))
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """At most about `count` round numbers from low to high."""
+    raw = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [0.0 if index == 0 else round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between 10**low and 10**high: decades, and their doubles and fives where there are few."""
+    factors = (1, 2, 5) if high - low < 2.5 else (1,)
+    every = max(1, round((high - low) / 6))
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    found = [factor * 10.0**exponent for exponent in exponents if exponent % every == 0 for factor in factors]
+    return [value for value in found if low <= math.log10(value) <= high] or [10.0**low, 10.0**high]
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    if high <= low:
+        return low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most 500 points, among them the lowest and highest of each stretch, so that no spike is lost."""
+    if len(points) <= _MOST_POINTS:
+        return list(points)
+    kept = [points[0]]
+    buckets = (_MOST_POINTS - 2) // 2
+    inner = points[1:-1]
+    for index in range(buckets):
+        part = inner[len(inner) * index // buckets : len(inner) * (index + 1) // buckets]
+        low, high = min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])
+        kept += sorted({low, high})
+    return [*kept, points[-1]]
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Medians over a fifteenth part of the curve, so that one spike leaves no mark, and means over half as much against their steps."""
+    values = [y for _, y in points]
+    half = max(1, len(points) // 30)
+    medians = [median(window) for window in _windows(values, half)]
+    return [(x, fmean(window)) for (x, _), window in zip(points, _windows(medians, half // 2), strict=True)]
+
+
+def _windows(values: Sequence[float], half: int) -> Iterator[Sequence[float]]:
+    """What lies around each value: narrower at the start, where a loss falls fast, and cut off at the end."""
+    return (values[index - min(half, index) : index + min(half, index) + 1] for index in range(len(values)))
+
+
+def _signed(value: float) -> str:
+    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{_trimmed(abs(value))}"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}") if abs(value) < 1e5 else round(value)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def finite_points(x: Iterable[float], y: Iterable[float | None]) -> list[tuple[float, float]]:
+    """Pairs whose value is a number."""
+    return [(float(a), float(b)) for a, b in zip(x, y, strict=False) if b is not None and math.isfinite(b)]

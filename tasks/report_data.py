@@ -1,0 +1,281 @@
+"""What a run's report shows, as plain dataclasses that survive JSON, and the spike score that is computed for it.
+
+Counts are stored, shares never: the page computes every percentage, and whether the books balance, from what stands here.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+
+from tasks.errors import UserError
+
+_SPIKE_HISTORY = 1000  # values, section 3.2 of the report
+_SPIKE_DEVIATIONS = 7.0
+_SPIKE_MINIMUM = 20  # values; fewer say nothing about a deviation
+
+
+@dataclass
+class Loss:
+    """What one step lost for one reason, in the step's input unit."""
+
+    reason: str
+    count: int
+    quarantined: bool = False
+
+
+@dataclass
+class Stage:
+    """The books of one step over one source: read = kept + the losses. The next stage may count in another unit (posts, documents)."""
+
+    name: str
+    unit: str
+    read: int
+    kept: int
+    losses: list[Loss] = field(default_factory=list)
+
+    @property
+    def missing(self) -> int:
+        """What the books do not account for; 0 when they balance."""
+        return self.read - self.kept - sum(loss.count for loss in self.losses)
+
+
+@dataclass
+class SourceFlow:
+    """The way of one source from its first record to what was selected, stage by stage; `tokens` are those of what was selected."""
+
+    source: str
+    stages: list[Stage]
+    tokens: int | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the books do not balance, one sentence each: within a stage, or from one stage to the next of the same unit."""
+        found = [
+            f"{stage.name}: {stage.read:,} {stage.unit} read, {stage.read - stage.missing:,} accounted for"
+            for stage in self.stages
+            if stage.missing
+        ]
+        for before, after in pairwise(self.stages):
+            if before.unit == after.unit and before.kept != after.read:
+                found.append(f"{before.name} kept {before.kept:,} {before.unit}, {after.name} read {after.read:,}")
+        return found
+
+
+@dataclass
+class FileEntry:
+    """One raw file under the recipe's folders."""
+
+    path: str
+    bytes: int
+    outcome: Literal["read", "left out", "unmentioned"]
+    source: str = ""
+    reader: str = ""
+    records: int | None = None  # read, in the reader's unit
+    quarantined: int = 0
+    why: str = ""  # it was left out, or its first quarantined line and the cause
+
+
+@dataclass
+class MixRow:
+    """One source in a mix. `tokens` counts repeats; `documents` are distinct ones."""
+
+    source: str
+    available_tokens: int
+    tokens: int
+    documents: int
+    repeat: float = 1.0
+
+
+@dataclass
+class Mix:
+    """A planned mix; `used_by` names the runs that trained on it."""
+
+    name: str
+    rows: list[MixRow]
+    used_by: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainingRun:
+    """One training run's curves, equally long; None where a value was not finite. `tokens` starts at 0 where the run did."""
+
+    name: str
+    kind: Literal["pretrain", "micro-anneal", "anneal"]
+    mix: str = ""
+    tokens_before: int = 0  # seen by the checkpoint that it started from
+    step: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    grad_norm: list[float | None] = field(default_factory=list)
+    learning_rate: list[float | None] = field(default_factory=list)
+    masked_instances: int = 0
+    tokens_per_second: float | None = None  # median
+
+    @classmethod
+    def from_metrics(
+        cls,
+        name: str,
+        kind: Literal["pretrain", "micro-anneal", "anneal"],
+        rows: list[dict[str, Any]],
+        mix: str = "",
+        tokens_before: int = 0,
+    ) -> "TrainingRun":
+        """From the objects of a run folder's `metrics.jsonl`."""
+
+        def column(key: str) -> list[float | None]:
+            return [float(row[key]) if row.get(key) is not None and np.isfinite(row[key]) else None for row in rows]
+
+        speeds = [value for value in column("tokens_per_second") if value is not None]
+        return cls(
+            name,
+            kind,
+            mix,
+            tokens_before,
+            step=[int(row["step"]) for row in rows],
+            tokens=[int(row["tokens"]) for row in rows],
+            loss=column("loss"),
+            grad_norm=column("grad_norm"),
+            learning_rate=column("learning_rate"),
+            masked_instances=sum(int(row.get("masked_instances") or 0) for row in rows),
+            tokens_per_second=float(np.median(speeds)) if speeds else None,
+        )
+
+
+@dataclass
+class Score:
+    """Held-out quality on one source: nats a token and bits a byte of text; lower is better."""
+
+    bits_per_byte: float
+    loss: float | None = None
+
+
+@dataclass
+class MicroAnneal:
+    """One row of the micro-anneal table; the baseline is the checkpoint that all of them started from."""
+
+    mix: str
+    scores: dict[str, Score]
+    experiment: str = ""
+    web_ratio: float | None = None  # share of the mix's tokens, 0 to 1
+    tokens: int | None = None
+    baseline: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """Held-out scores of one model by source, with "all" for the sum; "baseline" is the unigram model."""
+
+    name: str
+    role: Literal["pretrained", "ingredient", "soup", "baseline"]
+    scores: dict[str, Score]
+
+
+@dataclass
+class Artifact:
+    """A node of the lineage; `inputs` are the ids of other artifacts."""
+
+    id: str
+    step: str
+    name: str = ""
+    shards: int = 1
+    seconds: float = 0.0
+    reused: bool = False
+    inputs: list[str] = field(default_factory=list)
+    rows: int | None = None
+    bytes: int | None = None
+
+
+@dataclass
+class ReportData:
+    """Everything on the page. Whatever a run did not do is left empty, and its section says so."""
+
+    run: str
+    recipe_name: str
+    created: str  # ISO 8601
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    notices: list[str] = field(default_factory=list)
+    model_name: str = ""
+    model_parameters: int | None = None
+    flows: list[SourceFlow] = field(default_factory=list)
+    files: list[FileEntry] = field(default_factory=list)
+    mixes: list[Mix] = field(default_factory=list)
+    runs: list[TrainingRun] = field(default_factory=list)
+    micro_anneals: list[MicroAnneal] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    artifacts: list[Artifact] = field(default_factory=list)
+    recipe: str = ""  # YAML, in full
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ReportData":
+        """The inverse of `to_dict`. Raises UserError naming a key that is unknown or missing."""
+        return _load(cls, data, "report")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return dataclasses.asdict(self)
+
+
+def _load(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _load_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return [_load(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value)]
+    if origin is dict:
+        return {key: _load(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is types.UnionType and value is None:
+        return None
+    if origin is Literal and value not in arguments:
+        raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
+    return value
+
+
+def _load_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a JSON object, not {type(value).__name__}")
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    for key in value:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            raise UserError(f"{where} has an unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    needed = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [name for name, item in known.items() if name not in value and (item.default, item.default_factory) == needed]
+    if missing:
+        raise UserError(f"{where} lacks the key {missing[0]!r}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: _load(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+
+
+def spike_score(values: typing.Sequence[float | None]) -> float:
+    """Percentage of values that lie at least 7 standard deviations from the mean of the 1000 values before them (report, section 3.2).
+
+    The report leaves three things open, settled here: a value is no part of its own mean; with fewer than 20 values before it a value is
+    no spike; a value that is None or not finite is a spike, and no part of any mean. 0 for no values.
+    """
+    series = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    finite = series[np.isfinite(series)]
+    spikes = len(series) - len(finite)
+    bounds = [_SPIKE_MINIMUM, *range(_SPIKE_HISTORY, len(finite), _SPIKE_HISTORY), len(finite)]
+    for start, stop in pairwise(bounds):
+        spikes += _spikes(finite, start, stop) if stop > start else 0
+    return 100.0 * spikes / len(series) if len(series) else 0.0
+
+
+def _spikes(values: np.ndarray, start: int, stop: int) -> int:
+    """How many of values[start:stop] are spikes; window by window, since running sums lose small deviations to large ones."""
+    if start >= _SPIKE_HISTORY:
+        windows = np.lib.stride_tricks.sliding_window_view(values[start - _SPIKE_HISTORY : stop - 1], _SPIKE_HISTORY)
+        mean, deviation = windows.mean(axis=1), windows.std(axis=1)
+    else:  # the first thousand: windows that still grow
+        mean = np.array([values[:end].mean() for end in range(start, stop)])
+        deviation = np.array([values[:end].std() for end in range(start, stop)])
+    distance = np.abs(values[start:stop] - mean)
+    return int(np.count_nonzero((distance >= _SPIKE_DEVIATIONS * deviation) & (distance > 0)))

@@ -1,0 +1,46 @@
+"""The runner of shards: `python -m tasks.shard PLAN.json RANK`.
+
+Reads a plan, makes the shards that are this rank's, and writes `error-RANK.json` beside the plan for what failed. A bad shard does
+not stop the others: what can be made is made and committed. Dies with its parent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from tasks.errors import UserError
+from tasks.processes import die_with_parent
+from tasks.shards import run_shard
+from tasks.store import Store
+
+
+def main(plan_path: str, rank: int) -> int:
+    plan = json.loads(Path(plan_path).read_text())
+    store = Store(plan["store"])
+    function = importlib.import_module(plan["step"]["module"]).run
+    errors = []
+    for spec in plan["shards"]:
+        if spec["rank"] != rank:
+            continue
+        try:
+            run_shard(store, plan["step"], spec, function)
+        except UserError as error:
+            errors.append({"shard": spec["name"], "message": str(error), "user": True})
+        except OSError as error:
+            errors.append({"shard": spec["name"], "message": f"{spec['name']}: {error}", "user": True, "traceback": traceback.format_exc()})
+        except Exception as error:
+            message = f"{spec['name']}: {type(error).__name__}: {error}"
+            errors.append({"shard": spec["name"], "message": message, "user": False, "traceback": traceback.format_exc()})
+    if errors:
+        Path(plan_path).with_name(f"error-{rank}.json").write_text(json.dumps(errors, indent=1))
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    die_with_parent(int(os.environ.get("OLMOFLOW_PARENT", os.getppid())))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

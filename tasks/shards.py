@@ -1,0 +1,332 @@
+"""The shard map: which shards of a step are missing, run them on an engine, balance the books, write the manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.sources.base import RawFile
+from tasks.store import Books, Record, Store, canonical_json, fingerprint
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's identity: a new `version` when its output changes for equal input, and the libraries whose versions matter."""
+
+    name: str
+    version: int
+    module: str
+    libraries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardRef:
+    """A shard of an earlier step, as an input."""
+
+    step: str
+    key: str
+
+
+Input = ShardRef | RawFile  # a raw file counts by its content; where it lies and what it is called are no part of a key
+
+
+@dataclass
+class ShardTask:
+    """One shard to make: its key follows from the step, the config and the content of its inputs.
+
+    `hints` may not change the output (batch sizes, earlier scores to take over); `weight` is its size in bytes, for balancing.
+    """
+
+    name: str
+    config: dict[str, Any]
+    inputs: dict[str, list[Input]]
+    hints: dict[str, Any] = field(default_factory=dict)
+    weight: int = 0
+
+    def key(self, step: Step) -> str:
+        return fingerprint(
+            {
+                "step": step.name,
+                "version": step.version,
+                "libraries": {name: library_version(name) for name in step.libraries},
+                "config": self.config,
+                "inputs": {role: [_content(item) for item in items] for role, items in self.inputs.items()},
+            }
+        )
+
+
+def _content(item: Input) -> str:
+    return item.content_id if isinstance(item, RawFile) else f"{item.step}:{item.key}"
+
+
+def library_version(name: str) -> str:
+    """The installed version without a local label: a CPU and a CUDA build of one release count as one."""
+    try:
+        return version(name).split("+")[0]
+    except PackageNotFoundError:
+        return "absent"
+
+
+@dataclass
+class Artifact:
+    """An artifact: a step's output for one source, mix or model, as the list of its shards."""
+
+    id: str
+    step: str
+    name: str
+    keys: list[str]
+    records: list[Record | None]
+    made: int = 0
+    inputs: list[str] = field(default_factory=list)
+    raw_files: list[RawFile] = field(default_factory=list)  # of all shards, in their order
+
+    @property
+    def refs(self) -> list[ShardRef]:
+        return [ShardRef(self.step, key) for key in self.keys]
+
+    @property
+    def is_whole(self) -> bool:
+        return all(record is not None for record in self.records)
+
+    @property
+    def books(self) -> Books:
+        return sum((record.books for record in self.records if record), Books())
+
+    @property
+    def seconds(self) -> float:
+        return sum(record.seconds for record in self.records if record)
+
+    @property
+    def bytes(self) -> int:
+        return sum(stored.bytes for record in self.records if record for stored in record.files)
+
+
+class Engine:
+    """Where shards run. `run` returns when every shard of the plan has been tried, and raises with what went wrong."""
+
+    def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Runner:
+    """Runs steps of one recipe run against a store and remembers what they made.
+
+    plan_only: run nothing, only say what is missing. only: run just this (step, name or None), the rest must be there.
+    force: make the shards of `only` again though they are there.
+    """
+
+    store: Store
+    engine: Engine
+    plan_only: bool = False
+    only: tuple[str, str | None] | None = None
+    force: bool = False
+    tell: Callable[[Artifact], None] = lambda artifact: None
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    made_books: dict[str, Books] = field(default_factory=dict)
+    made_shards: dict[str, int] = field(default_factory=dict)
+
+    def run(
+        self,
+        step: Step,
+        name: str,
+        tasks: Sequence[ShardTask],
+        *,
+        inputs: Sequence[Artifact] = (),
+        max_quarantined: float = 0.0,
+        launch: Callable[[ShardTask, str], None] | None = None,
+    ) -> Artifact:
+        """Make what is missing of an artifact and return it.
+
+        `launch(task, key)` replaces the engine for GPU jobs. Over `max_quarantined` (a share of what was read) the shards stay
+        committed and UserError names the first file and line.
+        """
+        keys = [task.key(step) for task in tasks]
+        may_run = self._may_run(step.name, name)
+        if may_run and self.force and self.only:
+            for key in keys:
+                self.store.remove(step.name, key)
+        records = [self.store.record(step.name, key) for key in keys]
+        missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None}
+        if missing and may_run:
+            self._make(step, name, missing, inputs, launch)
+            records = [record or self.store.record(step.name, key) for key, record in zip(keys, records, strict=True)]
+        artifact = self._artifact(step, name, keys, records, len(missing) if may_run else 0, inputs)
+        artifact.raw_files = [item for task in tasks for items in task.inputs.values() for item in items if isinstance(item, RawFile)]
+        self.artifacts[artifact.id] = artifact
+        if may_run:
+            self._book(step, missing, artifact)
+            if artifact.is_whole:
+                self._write_manifest(step, tasks, artifact)
+        self.tell(artifact)
+        if artifact.is_whole:
+            check_quarantine(artifact, max_quarantined)
+        return artifact
+
+    def _may_run(self, step: str, name: str) -> bool:
+        return not self.plan_only and (self.only is None or (self.only[0] == step and self.only[1] in (None, name, name.split(":")[0])))
+
+    def _make(
+        self,
+        step: Step,
+        name: str,
+        missing: dict[str, ShardTask],
+        inputs: Sequence[Artifact],
+        launch: Callable[[ShardTask, str], None] | None,
+    ) -> None:
+        absent = next((artifact for artifact in inputs if not artifact.is_whole), None)
+        if absent is not None:
+            raise UserError(
+                f"{step.name} {name} needs {absent.step} {absent.name}, which is not made yet: `olmoflow rerun {absent.step}` makes it, or run the flow"
+            )
+        if launch is not None:
+            for key, task in missing.items():
+                launch(task, key)
+            return
+        shards = [{"key": key, **asdict(task), "inputs": _inputs_json(task)} for key, task in missing.items()]
+        self.engine.run(
+            {"store": self.store.url, "step": asdict(step), "name": name, "shards": shards},
+            [t.weight for t in missing.values()],
+            self.store,
+        )
+
+    def _artifact(
+        self, step: Step, name: str, keys: list[str], records: list[Record | None], made: int, inputs: Sequence[Artifact]
+    ) -> Artifact:
+        # a shard's record remembers the name it was first made under; a raw file may have been renamed since
+        identity = f"{step.name}-{fingerprint({'step': step.name, 'shards': keys})[:12]}"
+        return Artifact(identity, step.name, name, keys, records, made, [artifact.id for artifact in inputs])
+
+    def _book(self, step: Step, missing: dict[str, ShardTask], artifact: Artifact) -> None:
+        made = sum((record.books for record in artifact.records if record and record.key in missing), Books())
+        self.made_books[step.name] = self.made_books.get(step.name, Books()) + made
+        self.made_shards[step.name] = self.made_shards.get(step.name, 0) + len(missing)
+
+    def _write_manifest(self, step: Step, tasks: Sequence[ShardTask], artifact: Artifact) -> None:
+        path = f"artifacts/{step.name}/{artifact.id}.json"
+        there = json.loads(self.store.read_text(path) or "{}")
+        raw_files = [asdict(raw) for raw in artifact.raw_files]
+        if not artifact.made and there.get("raw_files") == raw_files:
+            return
+        manifest = {
+            "id": artifact.id,
+            "step": step.name,
+            "name": artifact.name,
+            "version": step.version,
+            "config": tasks[0].config if tasks else {},
+            "inputs": artifact.inputs,
+            "raw_files": raw_files,
+            "shards": artifact.keys,
+            "files": [asdict(stored) for record in artifact.records if record for stored in record.files],
+            "books": asdict(artifact.books),
+            "seconds": round(artifact.seconds, 3),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "software": software(step.libraries),
+        }
+        self.store.replace(path, json.dumps(manifest, indent=1))
+
+
+def _inputs_json(task: ShardTask) -> dict[str, list[dict[str, Any]]]:
+    return {role: [{"raw": isinstance(item, RawFile), **asdict(item)} for item in items] for role, items in task.inputs.items()}
+
+
+def check_quarantine(artifact: Artifact, tolerated: float) -> None:
+    """Raise UserError naming the first file and line where more than the tolerated share of an artifact was quarantined."""
+    books = artifact.books
+    if books.quarantined <= tolerated * books.read:
+        return
+    first = next(record.quarantine for record in artifact.records if record and record.quarantine)
+    raise UserError(
+        f"{first['first']} ({books.quarantined} of {books.read} {books.unit} of {artifact.name} are in the store's {first['path'].rsplit('/', 1)[0]}; "
+        f"mend the file, or raise max_quarantined over {books.quarantined / books.read:.2g} in the recipe)"
+    )
+
+
+def software(libraries: Sequence[str]) -> dict[str, str]:
+    """Versions that made an artifact."""
+    names = dict.fromkeys(["olmoflow", "numpy", "pyarrow", *libraries])
+    return {"python": platform.python_version(), **{name: library_version(name) for name in names}}
+
+
+# -- inside a shard ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Shard:
+    """What a step's function gets: its config, its inputs as local paths, and a folder to write into.
+
+    Made by hand (`Shard(config, {"documents": [{"documents.parquet": path}]}, folder)`) it needs no store.
+    """
+
+    config: dict[str, Any]
+    inputs: dict[str, list[Any]]  # role -> RawFile, or a mapping of file name to local path
+    folder: Path
+    name: str = ""
+    hints: dict[str, Any] = field(default_factory=dict)
+    quarantined: int = 0
+    first_quarantined: str | None = None
+
+    def one(self, role: str) -> Any:
+        (item,) = self.inputs[role]
+        return item
+
+    def quarantine(self, file: str, position: str, cause: str, raw: bytes, units: int = 1, unreadable_bytes: int = 0) -> None:
+        """Set aside what cannot be parsed, with where it stood and why; the first megabyte of it is kept word for word."""
+        entry = {"file": file, "position": position, "cause": cause, "units": units, "unreadable_bytes": unreadable_bytes}
+        entry |= {"raw": raw[:1_000_000].decode("utf-8", "backslashreplace"), "raw_bytes": len(raw)}
+        with (self.folder / "quarantine.jsonl").open("a") as stream:
+            stream.write(canonical_json(entry) + "\n")
+        self.quarantined += units
+        self.first_quarantined = self.first_quarantined or f"{file}, {position}: {cause}"
+
+
+def run_shard(store: Store, step: dict[str, Any], spec: dict[str, Any], function: Callable[[Shard], Books]) -> Record:
+    """Make one shard and commit it, unless somebody has."""
+    from tasks.store import Attempt
+
+    done = store.record(step["name"], spec["key"])
+    if done is not None:
+        return done
+    attempt = Attempt(store, step["name"], spec["key"], spec["name"])
+    started = time.monotonic()
+    shard = Shard(
+        spec["config"], {role: [_resolve(store, item) for item in items] for role, items in spec["inputs"].items()}, attempt.folder
+    )
+    shard.name, shard.hints = spec["name"], _resolve_hints(store, spec["hints"])
+    try:
+        books = function(shard)
+    except Exception:
+        won = store.record(step["name"], spec["key"])  # another run of the shard may have won and swept this attempt's folder away
+        if won is None:
+            raise
+        return won
+    quarantine = {"count": shard.quarantined, "first": shard.first_quarantined} if shard.quarantined else None
+    return attempt.commit(books, time.monotonic() - started, quarantine)
+
+
+def _resolve(store: Store, item: dict[str, Any]) -> Any:
+    fields = {name: value for name, value in item.items() if name != "raw"}
+    if item["raw"]:
+        return RawFile(**fields)
+    return input_files(store, ShardRef(**fields))
+
+
+def input_files(store: Store, ref: ShardRef) -> dict[str, Path]:
+    """Local paths of a shard's files by name."""
+    record = store.record(ref.step, ref.key)
+    if record is None:
+        raise UserError(f"shard {ref.step}/{ref.key} is gone from {store.url}: run the same command again to make it anew")
+    return {stored.name: store.fetch(stored.path) for stored in record.files}
+
+
+def _resolve_hints(store: Store, hints: dict[str, Any]) -> dict[str, Any]:
+    earlier = [input_files(store, ShardRef(**ref)) for ref in hints.get("earlier", [])]
+    return {**hints, "earlier": earlier}

@@ -1,0 +1,148 @@
+"""Train: one run of the trainer (pretraining, an anneal, a micro-anneal) as a step whose shard is its final checkpoint.
+
+The run's folder has a name that follows from the key, not from the attempt, so that a killed run goes on from its newest whole
+checkpoint. A lock keeps two launchers of one run apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.launch import LauncherConfig, launch
+from tasks.shards import ShardRef, ShardTask, Step, input_files
+from tasks.store import Attempt, Books, Store
+
+STEP = Step("train", 1, "tasks.train", ("torch",))
+RUN = "run"
+
+
+def task(name: str, config: dict[str, Any], checkpoint: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
+    """A run of the trainer. `config`: the trainer's config without paths, vocabulary size, device, threads and how often to save."""
+    return ShardTask(name, config, {"mix": [mix], "init_from": [init_from] if init_from else []}, {"checkpoint": checkpoint})
+
+
+class TrainJob:
+    """Launches training runs; `tell(line)` gets a line of progress now and then."""
+
+    def __init__(self, store: Store, launcher: LauncherConfig, tell: Callable[[str], None]) -> None:
+        self.store, self.launcher, self.tell = store, launcher, tell
+
+    def __call__(self, task: ShardTask, key: str) -> None:
+        folder = run_folder(self.store, self.launcher, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, task.name):
+            if self.store.record(STEP.name, key) is not None:
+                return
+            _forget_damaged_end(folder)
+            started = time.monotonic()
+            launch("trainer", self._config(task, folder), folder, self.launcher, _Progress(folder, task, self.tell))
+            done = json.loads((folder / "done.json").read_text())
+            self._commit(task, key, folder, done, time.monotonic() - started)
+
+    def _config(self, task: ShardTask, folder: Path) -> dict[str, Any]:
+        mix = input_files(self.store, task.inputs["mix"][0])  # type: ignore[arg-type]
+        header = json.loads(mix["mix.json"].read_text())
+        config = json.loads(json.dumps(task.config))
+        config["model"]["vocab_size"] = header["vocab_size"]
+        config["data"] |= {
+            "mix": str(mix["mix.json"].parent),
+            "files": str(write_files(self.store, header, folder / "files.json", mix["mix.json"].parent)),
+        }
+        if task.inputs["init_from"]:
+            config["init_from"] = str(checkpoint_folder(self.store, task.inputs["init_from"][0]))  # type: ignore[arg-type]
+        return {
+            **config,
+            **task.hints,
+            "run_folder": str(folder),
+            "device": self.launcher.device,
+            "threads": self.launcher.threads_per_rank,
+        }
+
+    def _commit(self, task: ShardTask, key: str, folder: Path, done: dict[str, Any], seconds: float) -> None:
+        final = folder / done["checkpoint"]
+        keep = [*(path for path in final.rglob("*") if path.is_file()), folder / "metrics.jsonl", folder / "done.json"]
+        attempt = Attempt(self.store, STEP.name, key, task.name, RUN)
+        if not self.store.is_local:
+            attempt.folder = folder
+        attempt.commit(Books("steps", done["step"], done["step"], counts={"tokens": done["tokens"]}), seconds, only=keep)
+        for checkpoint in (folder / "checkpoints").glob("*") if self.store.is_local else ():
+            if checkpoint != final:
+                shutil.rmtree(checkpoint)
+
+
+def run_folder(store: Store, launcher: LauncherConfig, key: str) -> Path:
+    if store.is_local:
+        return Path(store.full(f"shards/{STEP.name}/{key}/{RUN}"))
+    return Path(launcher.work_folder).resolve() / key
+
+
+def _forget_damaged_end(folder: Path) -> None:
+    """Where a finished run's last checkpoint is not whole any more, take back that it is finished: the trainer then goes on before it."""
+    done = folder / "done.json"
+    if not done.exists():
+        return
+    last = folder / json.loads(done.read_text())["checkpoint"]
+    marker = json.loads((last / "checkpoint.json").read_text()) if (last / "checkpoint.json").exists() else None
+    files = (marker or {}).get("files", {})
+    whole = all((last / name).exists() and (last / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    if marker is None or not files or not whole:
+        done.unlink()
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the run's folder; the kernel lets go of it when the process dies, however it dies."""
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{name} is being trained by another process in {folder}: wait for it, or stop it, and run the same command again"
+            ) from error
+        yield
+
+
+def write_files(store: Store, header: dict[str, Any], path: Path, mix: Path) -> Path:
+    """The token files of a compiled mix as a JSON list of paths on this machine; packed files lie beside the mix itself."""
+    names = [
+        str(mix / name) if header["kind"] == "packed" else str(input_files(store, ShardRef(*name.split("/")[:2]))[name.split("/")[2]])
+        for name in header["files"]
+    ]
+    path.write_text(json.dumps(names))
+    return path
+
+
+def checkpoint_folder(store: Store, ref: ShardRef) -> Path:
+    """Local folder of the checkpoint that a train or soup shard holds."""
+    files = input_files(store, ref)
+    marker = next(path for name, path in files.items() if name.endswith("checkpoint.json"))
+    return marker.parent
+
+
+class _Progress:
+    """Tells the newest line of a run's metrics when it has changed."""
+
+    def __init__(self, folder: Path, task: ShardTask, tell: Callable[[str], None]) -> None:
+        self.metrics, self.name, self.tell = folder / "metrics.jsonl", task.name, tell
+        self.told, self.next = 0, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() < self.next or not self.metrics.exists():
+            return
+        lines = self.metrics.read_bytes().splitlines()
+        if len(lines) <= self.told:
+            return
+        try:
+            last = json.loads(lines[-1])
+        except ValueError:
+            return  # the line is being written
+        self.told, self.next = len(lines), time.monotonic() + 10
+        self.tell(f"train {self.name}: step {last['step']}, loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s")

@@ -1,0 +1,356 @@
+import dataclasses
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from tasks.errors import UserError
+from tasks.report_charts import Line, compact, duration, line_chart, log_ticks, percent, size, ticks
+from tasks.report_data import (
+    Artifact,
+    Checkpoint,
+    FileEntry,
+    Loss,
+    MicroAnneal,
+    Mix,
+    MixRow,
+    ReportData,
+    Score,
+    SourceFlow,
+    Stage,
+    TrainingRun,
+)
+from tasks.report_lineage import lineage
+from tasks.report_page import render, spike_score
+
+EVIL = "</script><script>alert('x')</script><img src=\"http://evil.example/x.png\">&amp;"
+VOID = {"meta", "input", "br", "img", "link"}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, the text of each section, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.scripts: list[str] = []
+        self.section = ""
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self.section = dict(attrs)["id"]
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag == "section":
+            self.section = ""
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+            self.sections[self.section] = self.sections.get(self.section, "") + data
+
+
+def full_data() -> ReportData:
+    scores = {"all": Score(2.0, 4.0), "web": Score(1.5)}
+    steps = [
+        {"step": n, "tokens": 64 * n, "loss": 5 - n / 50, "grad_norm": 1.0, "learning_rate": 1e-3, "masked_instances": n % 2}
+        for n in range(1, 101)
+    ]
+    return ReportData(
+        run="first run",
+        recipe_name="demo.yaml",
+        created="2026-11-24",
+        machine="2 cores",
+        versions={"torch": "2.13.0"},
+        seconds=3725,
+        notices=["star counts are synthetic"],
+        model_name="tiny",
+        model_parameters=1_250_000,
+        flows=[
+            SourceFlow("web", [Stage("ingest", "documents", 100, 97, [Loss("empty text", 2), Loss("bad byte", 1, True)]),
+                               Stage("filter", "documents", 97, 50, [Loss("score below 2", 47)])], 5000),
+            SourceFlow("posts", [Stage("ingest", "posts", 300, 80, [Loss("no accepted answer", 220)]),
+                                 Stage("filter", "documents", 40, 40)], 7000),
+        ],
+        files=[FileEntry("web/a.jsonl.zst", 1500, "read", "web", "dclm", 100, 1, "line 7: bad byte"),
+               FileEntry("notes.txt", 10, "unmentioned"), FileEntry("web/old.zst", 10, "left out", why="excluded")],
+        mixes=[Mix("anneal mix", [MixRow("web", 752_000_000, 24_290_000, 100), MixRow("posts", 1_000_000, 4_000_000, 40, 4)], ["a"])],
+        runs=[TrainingRun.from_metrics("pretrain", "pretrain", steps, "pre"),
+              TrainingRun.from_metrics("a", "anneal", steps, "anneal mix", 6400),
+              TrainingRun.from_metrics("small", "micro-anneal", steps)],
+        micro_anneals=[MicroAnneal("base", scores, baseline=True),
+                       MicroAnneal("2x maths", {"all": Score(1.9), "web": Score(1.6)}, "copies", 0.493, 798_000_000)],
+        checkpoints=[Checkpoint("unigram", "baseline", {"all": Score(4.0)}), Checkpoint("p", "pretrained", scores),
+                     Checkpoint("a1", "ingredient", {"all": Score(1.9)}), Checkpoint("a2", "ingredient", {"all": Score(1.8)}),
+                     Checkpoint("mean", "soup", {"all": Score(1.7)})],
+        artifacts=[Artifact("aaaa1111bbbb", "ingest", "web", 3, 1.5, True),
+                   Artifact("cccc2222dddd", "tokenize", "web", 3, 2.5, False, ["aaaa1111bbbb"])],
+        recipe="# comment\nname: demo\n",
+    )  # fmt: skip
+
+
+def test_every_section_is_there_and_every_element_is_closed():
+    page = Page(render(full_data()))
+    assert page.open == []
+    names = ["documents", "files", "mixes", "training", "micro-anneals", "soup", "lineage", "recipe"]
+    assert [attrs["id"] for tag, attrs in page.elements if tag == "section"] == names
+    assert "nothing" not in page.text.lower()
+    expected = {
+        "": ["first run", "demo.yaml", "2 cores", "2.13.0", "1h 02m", "star counts are synthetic", "1.25M", "12k"],
+        "documents": ["empty text", "no accepted answer", "score below 2", "quarantined: bad byte", "documents made of them", "5k"],
+        "files": ["web/a.jsonl.zst", "1.5 kB", "line 7: bad byte", "notes.txt", "1 that nobody mentions", "excluded"],
+        "mixes": ["anneal mix", "752M", "3.23", "400", "85.86", "4×", "28.3M"],
+        "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
+        "micro-anneals": ["2x maths", "49.3 %", "798M", "1.900", "−0.100", "+0.100", "copies", "n/a"],
+        "soup": ["unigram", "a1", "a2", "mean", "1.700 ★", "−15.0 %"],
+        "lineage": ["ingest", "tokenize", "aaaa1111", "reused", "cccc2222"],
+        "recipe": ["# comment", "name", ": demo"],
+    }
+    for section, texts in expected.items():
+        assert [text for text in texts if text not in page.sections[section]] == [], section
+
+
+def test_a_run_that_did_nothing_has_all_sections_and_says_so():
+    page = Page(render(ReportData("empty", "r.yaml", "now")))
+    assert sum(tag == "section" for tag, _ in page.elements) == 8
+    assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
+
+
+def test_nothing_is_loaded_from_anywhere():
+    text = render(full_data())
+    for tag, attrs in Page(text).elements:
+        assert tag not in {"link", "iframe", "img", "object", "embed", "base"}
+        assert "src" not in attrs
+        assert (attrs.get("href") or "#").startswith("#")
+    assert "http:" not in text and "https:" not in text
+    assert "url(" not in text and "@import" not in text
+
+
+def with_evil_texts(value):
+    """The same data with every free text replaced by hostile markup."""
+    if dataclasses.is_dataclass(value):
+        keep = {"kind", "role", "outcome", "id", "inputs"}
+        return dataclasses.replace(
+            value, **{f.name: with_evil_texts(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in keep}
+        )
+    if isinstance(value, list):
+        return [with_evil_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {key if key == "all" else EVIL: with_evil_texts(item) for key, item in value.items()}
+    return EVIL if isinstance(value, str) else value
+
+
+def test_no_text_of_the_data_becomes_markup():
+    good, evil = Page(render(full_data())), Page(render(with_evil_texts(full_data())))
+    assert evil.open == []
+    assert {tag for tag, _ in evil.elements} <= {tag for tag, _ in good.elements}
+    assert len(evil.scripts) == len(good.scripts)
+    assert not any(name.startswith("on") for _, attrs in evil.elements for name in attrs)
+    assert "alert('x')" in evil.text
+    data = [json.loads(script) for script in evil.scripts[:-1]]
+    assert {line["name"] for chart in data for line in chart["lines"]} == {EVIL}
+
+
+def test_ids_of_artifacts_are_escaped_too():
+    page = Page(str(lineage([Artifact(EVIL, "s"), Artifact("b", "s", inputs=[EVIL])])))
+    assert {tag for tag, _ in page.elements} <= {"svg", "path", "g", "rect", "text"}
+    assert [attrs["data-from"] for tag, attrs in page.elements if tag == "path"] == [EVIL]
+
+
+def test_the_page_is_small_even_for_long_runs_and_many_files():
+    data = full_data()
+    rows = [{"step": n, "tokens": n * 10**6, "loss": 3 + math.sin(n), "grad_norm": 1.0, "learning_rate": 1e-4} for n in range(1, 20_001)]
+    data.runs = [TrainingRun.from_metrics(f"run {n}", "pretrain", rows) for n in range(4)]
+    data.files = data.files * 200
+    assert len(render(data).encode()) < 1_500_000
+
+
+def test_books_that_do_not_balance_are_named():
+    data = full_data()
+    data.flows[0].stages[0].kept = 96
+    page = Page(render(data))
+    assert "ingest: 100 documents read, 99 accounted for" in page.sections["documents"]
+    assert "ingest kept 96 documents, filter read 97" in page.sections["documents"]
+    assert page.sections["documents"].count("✓ balanced") == 2  # the other source, in the table and on its card
+    assert full_data().flows[1].faults == []  # posts become documents: another unit
+
+
+def test_waterfall_bars_stand_where_the_counts_say():
+    text = render(full_data())
+    falls = re.findall(r'<i class="(\w+)" style="left:([\d.]+)%;width:([\d.]+)%"', text)
+    assert falls[:6] == [
+        ("whole", "0.000", "100.000"),
+        ("bad", "99.000", "1.000"),
+        ("stage0", "97.000", "2.000"),
+        ("stage1", "50.000", "47.000"),
+        ("kept", "0.000", "50.000"),
+        ("whole", "0.000", "100.000"),
+    ]
+
+
+def brute_force(values):
+    spikes, seen = 0, []
+    for value in values:
+        if value is None or not math.isfinite(value):
+            spikes += 1
+            continue
+        window = seen[-1000:]
+        seen.append(value)
+        if len(window) < 20:
+            continue
+        mean = sum(window) / len(window)
+        deviation = math.sqrt(sum((item - mean) ** 2 for item in window) / len(window))
+        spikes += abs(value - mean) >= 7 * deviation and value != mean
+    return 100 * spikes / len(values)
+
+
+def test_spike_score_equals_a_loop_over_the_definition():
+    rng = random.Random(7)
+    values = [rng.gauss(2, 0.1) for _ in range(2300)]
+    for place in (40, 700, 999, 1000, 1001, 1700, 2299):
+        values[place] += rng.choice((-1, 1)) * 3
+    for place in range(1040, 2300, 30):  # on both sides of the border
+        values[place] = 2 + rng.choice((-1, 1)) * rng.uniform(0.8, 2.4)
+    values[1200] = math.nan
+    values[1500] = None
+    score = spike_score(values)
+    assert score == pytest.approx(brute_force(values))
+    assert 10 < score * 2300 / 100 < 40, "some of the forty at the border should be spikes and some not"
+
+
+@pytest.mark.parametrize(
+    ("values", "score"), [([], 0.0), ([1.0] * 50, 0.0), ([1.0] * 99 + [1.5], 1.0), ([math.inf, 1.0], 50.0), ([0.0, 9.0], 0.0)]
+)
+def test_spike_score_of_short_and_flat_series(values, score):
+    assert spike_score(values) == score
+
+
+def test_a_spike_of_a_million_does_not_hide_a_later_small_one():
+    rng = random.Random(1)
+    values = [rng.gauss(1, 1e-6) for _ in range(3000)]
+    values[1100] = 1e6
+    values[2900] += 1e-4
+    assert spike_score(values) == pytest.approx(100 * 2 / 3000)
+
+
+def test_report_data_survives_json():
+    data = full_data()
+    again = ReportData.from_dict(json.loads(json.dumps(data.to_dict())))
+    assert again == data
+    assert render(again) == render(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flwos": []}, "report has an unknown key 'flwos'; did you mean 'flows'?"),
+        ({"flows": [{"source": "web"}]}, r"report.flows\[0\] lacks the key 'stages'"),
+        (
+            {"files": [{"path": "a", "bytes": 1, "outcome": "gone"}]},
+            r"report.files\[0\].outcome is 'gone'; it must be one of read, left out",
+        ),
+        ({"checkpoints": [3]}, r"report.checkpoints\[0\] must be a JSON object, not int"),
+    ],
+)
+def test_a_wrong_key_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        ReportData.from_dict({"run": "r", "recipe_name": "n", "created": "c", **change})
+
+
+def test_values_that_are_not_finite_are_left_out_of_the_curves_and_counted_as_spikes():
+    rows = [{"step": n, "tokens": n, "loss": math.nan if n == 3 else 2.0, "grad_norm": math.inf, "learning_rate": 0.1} for n in range(1, 6)]
+    run = TrainingRun.from_metrics("r", "pretrain", rows)
+    assert run.loss == [2.0, 2.0, None, 2.0, 2.0]
+    page = Page(render(ReportData("r", "n", "c", runs=[run])))
+    assert "20.000" in page.sections["training"] and "100.000" in page.sections["training"]
+    assert len(json.loads(page.scripts[0])["lines"][0]["p"]) == 4
+
+
+def test_a_thinned_curve_keeps_its_spike_and_its_ends():
+    points = [(float(n), 1.0) for n in range(10_000)]
+    points[4321] = (4321.0, 50.0)
+    data = json.loads(re.search(r"<script[^>]*>(.*)</script>", str(line_chart("t", [Line("a", points, 0)], "tokens"))).group(1))
+    shown = data["lines"][0]["p"]
+    assert len(shown) <= 500 and [4321, 50] in shown and shown[0] == [0, 1] and shown[-1] == [9999, 1]
+    assert shown == sorted(shown)
+
+
+def boxes(svg: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<rect x="([\d.]+)" y="(-?[\d.]+)" width="152"', svg)]
+
+
+def test_lineage_runs_left_to_right_and_no_two_nodes_overlap():
+    rng = random.Random(3)
+    artifacts = [
+        Artifact(f"id{n:03d}", f"step{n % 7}", inputs=[f"id{m:03d}" for m in range(n) if rng.random() < 2 / (n + 1)]) for n in range(60)
+    ]
+    svg = str(lineage(artifacts))
+    places = dict(zip(re.findall(r'data-id="(\w+)"', svg), boxes(svg), strict=True))
+    assert len(places) == 60
+    for artifact in artifacts:
+        for name in artifact.inputs:
+            assert places[name][0] < places[artifact.id][0]
+    by_column: dict[float, list[float]] = {}
+    for x, y in places.values():
+        by_column.setdefault(x, []).append(y)
+    for column in by_column.values():
+        column.sort()
+        assert all(below - above >= 46 for above, below in pairwise(column))
+    edges = re.findall(r'data-from="(\w+)" data-to="(\w+)"', svg)
+    assert sorted(edges) == sorted((name, artifact.id) for artifact in artifacts for name in artifact.inputs)
+
+
+def test_lineage_in_a_circle_is_refused():
+    with pytest.raises(UserError, match="circle"):
+        lineage([Artifact("a", "s", inputs=["b"]), Artifact("b", "s", inputs=["a"])])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (752e9, "752B"),
+        (1_260_000, "1.26M"),
+        (999_700, "1M"),
+        (483, "483"),
+        (0.0312, "0.0312"),
+        (4e-4, "4e-4"),
+        (-1500, "-1.5k"),
+        (None, "–"),
+    ],
+)
+def test_compact_numbers(value, text):
+    assert compact(value) == text
+
+
+def test_units_of_time_size_and_share():
+    assert [duration(s) for s in (0.5, 42, 185, 7500, 273_600)] == ["0.5s", "42s", "3m 05s", "2h 05m", "3d 4h"]
+    assert [size(b) for b in (12, 1500, 101e9)] == ["12 B", "1.5 kB", "101 GB"]
+    assert [percent(s) for s in (0, 0.00001, 0.00126, 0.25, 4.0)] == ["0 %", "<0.01 %", "0.13 %", "25 %", "400 %"]
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0.3, 9.7, 5) == [2, 4, 6, 8]
+    assert ticks(-0.09, 0.02, 6) == [-0.08, -0.06, -0.04, -0.02, 0.0, 0.02]
+    assert log_ticks(-0.2, 1.2) == [1, 2, 5, 10]
+    assert log_ticks(-6.0, 6.0) == pytest.approx([1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])

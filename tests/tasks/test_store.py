@@ -1,0 +1,98 @@
+"""The store keeps a shard whole or not at all, once, and its books balanced."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.store import Attempt, Books, Store, fingerprint
+
+
+def write_attempt(store, key="k", text="hello", attempt=None):
+    made = Attempt(store, "step", key, "name", attempt)
+    (made.folder / "file.txt").write_text(text)
+    return made
+
+
+def test_a_committed_shard_is_found_with_its_checksums(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    write_attempt(store).commit(Books(read=3, kept=2, dropped={"short": 1}), 1.5)
+    record = store.record("step", "k")
+    assert record is not None
+    stored = record.file("file.txt")
+    assert stored.sha256 == hashlib.sha256(b"hello").hexdigest()
+    assert stored.bytes == 5
+    assert store.fetch(stored.path).read_text() == "hello"
+
+
+def test_parquet_files_are_booked_with_their_rows(tmp_path):
+    store = Store(str(tmp_path))
+    attempt = Attempt(store, "step", "k", "name")
+    pq.write_table(pa.table({"x": [1, 2, 3]}), attempt.folder / "t.parquet")
+    assert attempt.commit(Books(), 0).file("t.parquet").rows == 3
+
+
+def test_books_that_do_not_balance_are_never_committed(tmp_path):
+    store = Store(str(tmp_path))
+    with pytest.raises(ValueError, match="5 documents read but 4 accounted for"):
+        write_attempt(store).commit(Books(read=5, kept=3, quarantined=1), 0)
+    assert store.record("step", "k") is None
+
+
+def test_the_first_of_two_attempts_wins_and_the_other_is_swept(tmp_path):
+    store = Store(str(tmp_path))
+    first, second = write_attempt(store, text="first"), write_attempt(store, text="second")
+    first.commit(Books(), 0)
+    winner = second.commit(Books(), 0)
+    assert winner.attempt == first.attempt
+    assert not second.folder.exists()
+    assert store.fetch(winner.file("file.txt").path).read_text() == "first"
+
+
+def test_a_shard_with_a_missing_or_cut_file_counts_as_not_made(tmp_path):
+    store = Store(str(tmp_path))
+    record = write_attempt(store).commit(Books(), 0)
+    store.fetch(record.file("file.txt").path).write_text("hel")
+    assert store.record("step", "k") is None
+    write_attempt(store).commit(Books(), 0)
+    assert store.record("step", "k") is not None
+
+
+def test_create_never_overwrites_and_never_shows_half_a_file(tmp_path):
+    store = Store(str(tmp_path))
+    assert store.create("a/record.json", "one")
+    assert not store.create("a/record.json", "two")
+    assert store.read_text("a/record.json") == "one"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["record.json"]
+
+
+def test_many_processes_creating_one_record_have_one_winner(tmp_path):
+    script = "import sys; from tasks.store import Store; print(int(Store(sys.argv[1]).create('r', sys.argv[2])))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True) for i in range(4)
+    ]
+    won = [process.communicate()[0].strip() == "1" for process in processes]
+    assert sum(won) == 1
+    assert Store(str(tmp_path)).read_text("r") == str(won.index(True))
+
+
+def test_a_store_on_another_file_system_works_the_same():
+    store = Store("memory://store-test")
+    record = write_attempt(store).commit(Books(read=1, kept=1), 0)
+    assert store.record("step", "k") == record
+    assert store.fetch(record.file("file.txt").path).read_text() == "hello"
+    assert write_attempt(store, text="late").commit(Books(), 0).attempt == record.attempt
+
+
+def test_fingerprints_depend_on_values_not_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint(json.loads('{"b": [2], "a": 1}'))
+    assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
+
+
+def test_books_add_up_by_reason():
+    total = Books(read=3, kept=1, dropped={"a": 2}, counts={"tokens": 5}) + Books(read=4, kept=1, dropped={"a": 1, "b": 1}, quarantined=1)
+    assert total == Books(read=7, kept=2, dropped={"a": 3, "b": 1}, quarantined=1, counts={"tokens": 5})
