@@ -1,0 +1,254 @@
+"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`.
+
+An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks.errors import RecipeError, UserError
+
+app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help="From raw text to a souped OLMo 2 model.")
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+FLOWS = ("end-to-end", "curate", "tokenize", "mix", "pretrain", "micro-anneal", "anneal", "soup", "evaluate")
+STAGES = {
+    "mix": "mix_all",
+    "tokenize": "tokenize_all",
+    "micro-anneal": "micro_anneal_all",
+    "anneal": "anneals",
+    "soup": "soup_all",
+    "evaluate": "evaluate_all",
+}
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Set a key of the recipe.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+StoreUrl = Annotated[str, typer.Option("--store", envvar="OLMOFLOW_STORE", help="The store's folder or URL.")]
+
+# Prefect reads these when it is imported. A fresh home needs longer than Prefect's 20 s to make its database.
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our own lines say it; the UI has the rest
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+def main() -> None:
+    """Entry point: turns errors into one sentence and an exit code."""
+    for name, value in PREFECT_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except RecipeError as error:
+        _fail(str(error), 2)
+    except UserError as error:
+        _fail(str(error), 1)
+    except OSError as error:  # a disk, a permission, a network: no bug of ours
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it was", 1)
+    except typer.Abort:
+        _fail("stopped; the same command goes on where it was", 1)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's usage errors
+        if usage is None:
+            raise
+        _fail(usage(), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(code)
+
+
+@app.command()
+def run(
+    flow: Annotated[str, typer.Argument(metavar="FLOW", help=", ".join(FLOWS))],
+    recipe_file: RecipeFile,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a flow here; what is already made is reused."""
+    from flows.recipe import load
+
+    if flow not in FLOWS:
+        raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
+    recipe = load(recipe_file, set_)
+    _listen(as_json)
+    if not as_json:
+        console.print(f"{flow} {recipe.name}: starting Prefect ...")
+    module = flow.replace("-", "_")
+    summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe)
+    report_path = _report(recipe) if flow == "end-to-end" else None
+    if as_json:
+        print(json.dumps({**asdict(summary), "report": report_path}))
+        return
+    console.print(_counters(summary))
+    if report_path:
+        console.print(f"report: {report_path}")
+
+
+def _listen(as_json: bool) -> None:
+    from flows import face
+
+    face.listeners.append((lambda line: None) if as_json else (lambda line: console.print(escape(line))))
+
+
+def _counters(summary: Any) -> str:
+    made = ", ".join(f"{step} {number}" for step, number in summary.shards_made.items()) or "none, everything was reused"
+    counters = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in summary.counters.items())
+    return f"{summary.flow} {summary.recipe['name']}: done in {summary.seconds:.1f} s; {counters}; shards made: {made}"
+
+
+def _report(recipe: Any) -> str:
+    from flows.report import write_report
+
+    return write_report(recipe)
+
+
+@app.command()
+def plan(
+    recipe_file: RecipeFile,
+    set_: Overrides = None,
+    flow: Annotated[str, typer.Option("--flow", help="The flow to plan.")] = "end-to-end",
+    price: Annotated[float, typer.Option("--price", help="Price of a GPU hour.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """What would run and what is reused, and what the training would cost; runs nothing."""
+    from flows.plan import make_plan
+    from flows.recipe import load
+
+    if flow not in FLOWS:
+        raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
+    planned = make_plan(load(recipe_file, set_), STAGES.get(flow, flow.replace("-", "_")), price)
+    if as_json:
+        print(json.dumps(planned))
+        return
+    table = Table("step", "name", "shards", "reused", "to run", "documents", "tokens", "bytes", box=None, header_style="bold")
+    for row in planned["steps"]:
+        numbers = [_number(row[name]) for name in ("shards", "reused", "to_run", "documents", "tokens", "bytes")]
+        table.add_row(row["step"], escape(row["name"]), *numbers, style="dim" if not row["to_run"] else "")
+    console.print(table)
+    for line in planned["notes"]:
+        console.print(escape(line))
+
+
+def _number(value: int | float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+@app.command()
+def rerun(
+    step: Annotated[
+        str, typer.Argument(metavar="STEP", help="A step as `olmoflow plan` names it: ingest, score, tokenize, select, mix, train, ...")
+    ],
+    recipe_file: RecipeFile,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what is there already.")] = False,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """One step again, and only it; what it needs must be there."""
+    from flows.plan import check_step
+    from flows.recipe import load
+
+    recipe = load(recipe_file, set_)
+    check_step(recipe, step, source)
+    _listen(as_json)
+    from flows.rerun import rerun_step
+
+    summary = rerun_step(recipe, step, source, force)
+    if as_json:
+        print(json.dumps(asdict(summary)))
+    else:
+        console.print(_counters(summary))
+
+
+@app.command("ls")
+def list_artifacts(store: StoreUrl = "store", as_json: AsJson = False) -> None:
+    """The artifacts of a store, oldest first."""
+    from tasks.store import Store
+
+    manifests = sorted(Store(store).manifests(), key=lambda manifest: (manifest["created"], manifest["id"]))
+    rows = [{name: manifest[name] for name in ("id", "step", "name", "created")} | _sizes(manifest) for manifest in manifests]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        raise UserError(f"the store {store} has no artifacts; name another with --store or OLMOFLOW_STORE")
+    table = Table("id", "step", "name", "shards", "rows", "bytes", "made", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(
+            row["id"], row["step"], escape(row["name"]), _number(row["shards"]), _number(row["kept"]), _number(row["bytes"]), row["created"]
+        )
+    console.print(table)
+
+
+def _sizes(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {"shards": len(manifest["shards"]), "kept": manifest["books"]["kept"], "bytes": sum(file["bytes"] for file in manifest["files"])}
+
+
+@app.command()
+def show(
+    artifact: Annotated[str, typer.Argument(metavar="ID", help="An artifact's id, or its beginning.")],
+    store: StoreUrl = "store",
+    as_json: AsJson = False,
+) -> None:
+    """One artifact: its books, config, inputs and files."""
+    from tasks.store import Store
+
+    found = [manifest for manifest in Store(store).manifests() if manifest["id"].startswith(artifact)]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} artifacts of the store {store} begin with {artifact}; `olmoflow ls` lists them")
+    (manifest,) = found
+    if as_json:
+        print(json.dumps(manifest))
+        return
+    books = manifest["books"]
+    console.print(f"[bold]{manifest['id']}[/]  {escape(manifest['name'])}, made {manifest['created']} in {manifest['seconds']:.1f} s")
+    table = Table(show_header=False, box=None)
+    table.add_row("read", f"{books['read']:,} {books['unit']}")
+    table.add_row("kept", f"{books['kept']:,}")
+    for reason, number in books["dropped"].items():
+        table.add_row("dropped", f"{number:,}  {escape(reason)}")
+    table.add_row("quarantined", f"{books['quarantined']:,}")
+    for name, number in books["counts"].items():
+        table.add_row(name.replace("_", " "), f"{number:,}")
+    console.print(table)
+    for heading, value in (("config", manifest["config"]), ("inputs", manifest["inputs"]), ("software", manifest["software"])):
+        console.print(f"[bold]{heading}[/]")
+        console.print_json(data=value)
+    files = Table("file", "bytes", "rows", "sha256", box=None, header_style="bold")
+    for file in manifest["files"]:
+        files.add_row(escape(file["path"]), _number(file["bytes"]), _number(file["rows"]), file["sha256"][:16])
+    console.print(files)
+
+
+@app.command()
+def report(recipe_file: RecipeFile, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Write the HTML report of the recipe's newest run and print its path."""
+    from flows.recipe import load
+
+    path = _report(load(recipe_file, set_))
+    print(json.dumps({"report": path}) if as_json else path)
+
+
+if __name__ == "__main__":
+    main()

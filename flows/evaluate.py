@@ -1,0 +1,16 @@
+"""The flow `evaluate`."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.face import run_stage
+from flows.pipeline import Pipeline
+from flows.recipe import Recipe
+from flows.summary import RunSummary
+
+
+@flow(name="evaluate", flow_run_name="evaluate {recipe.name}", persist_result=False)
+def evaluate(recipe: Recipe) -> RunSummary:
+    """Held-out loss and bits per byte of every checkpoint."""
+    return run_stage(recipe, "evaluate", Pipeline.evaluate_all)

@@ -1,0 +1,101 @@
+"""The thin Prefect face: a stage of the pipeline as a flow whose tasks a person recognises, and the summary that a run leaves.
+
+Prefect caches and keeps nothing: the store knows what is done, and two memories would disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.pipeline import Pipeline, make_runner
+from flows.recipe import Recipe
+from flows.summary import RunSummary, summary_path
+from tasks.shards import Artifact
+
+Listener = Callable[[str], None]
+listeners: list[Listener] = []  # who else than Prefect's log wants lines of progress (the CLI)
+
+
+def run_stage(
+    recipe: Recipe, flow: str, stage: Callable[[Pipeline], Any], only: tuple[str, str | None] | None = None, force: bool = False
+) -> RunSummary:
+    """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    runner = make_runner(recipe, only=only, force=force, tell=_tell_artifact)
+    pipeline = Pipeline(recipe, runner, _as_task, _tell)
+    _leash_server()
+    try:
+        pipeline.corpus()
+        stage(pipeline)
+    finally:
+        summary = RunSummary.of(pipeline, flow, started.isoformat(timespec="seconds"), time.monotonic() - clock)
+        if only is None:
+            runner.store.replace(summary_path(recipe.name), json.dumps(asdict(summary), indent=1))
+    return summary
+
+
+def _leash_server() -> None:
+    """Let Prefect's embedded server not outlive this process: Prefect stops it at exit, but not where the process is killed.
+
+    A shell waits for the end of a pipe that only this process holds open, however it ends, and then ends the server.
+    """
+    module = sys.modules.get("prefect.server.api.server")
+    servers = module.SubprocessASGIServer._instances.values() if module else []
+    for server in servers:
+        if server.server_process is not None and server.server_process.pid not in _leashed:
+            pid = server.server_process.pid
+            _leashed[pid] = subprocess.Popen(
+                ["/bin/sh", "-c", f"cat > /dev/null; kill {pid} 2> /dev/null"], stdin=subprocess.PIPE, start_new_session=True
+            )
+
+
+_leashed: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _as_task(name: str, function: Callable[[], Any]) -> Any:
+    step = name.split(" ", 1)[0]
+    named = task(name=step, task_run_name=name.replace("{", "(").replace("}", ")"), cache_policy=NO_CACHE, persist_result=False)
+    return named(function)()
+
+
+def _tell(line: str) -> None:
+    get_run_logger().info(line)
+    for listener in listeners:
+        listener(line)
+
+
+def _tell_artifact(artifact: Artifact) -> None:
+    _tell(line_of(artifact))
+
+
+def line_of(artifact: Artifact) -> str:
+    """One line about an artifact: what it is, what was reused, what became of its input."""
+    shards = len(artifact.keys)
+    state = "reused" if not artifact.made else f"{shards} shards" if artifact.made == shards else f"{artifact.made} of {shards} shards"
+    if artifact.made == shards == 1:
+        state = "made"
+    if not artifact.is_whole:
+        state = "not made"
+    books = artifact.books
+    flow = f"{books.read:,} {books.unit}" + (f", {books.kept:,} kept" if books.kept != books.read else "")
+    if artifact.step == "score":
+        flow += "".join(
+            f", {books.counts[name]:,} {name.replace('_', ' ')}" for name in ("scored", "taken_over", "skipped") if books.counts.get(name)
+        )
+    if "documents" in books.counts and books.unit != "documents":
+        flow += f", {books.counts['documents']:,} documents"
+    if "tokens" in books.counts and artifact.step != "select":
+        flow += f", {books.counts['tokens']:,} tokens"
+    if books.quarantined:
+        flow += f", {books.quarantined:,} quarantined"
+    return f"{artifact.step:<12} {artifact.name:<28} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")

@@ -1,0 +1,384 @@
+"""What a recipe's artifacts are made of: each method makes one artifact, after those that it needs.
+
+A key follows from the keys before it, so the same code also tells what is missing without running anything (`olmoflow plan`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from flows.recipe import MICRO, Recipe
+from tasks import (
+    evaluate,
+    export,
+    ingest,
+    mix,
+    raw_files,
+    sample_corpus,
+    score,
+    select,
+    soup,
+    tokenize,
+    train,
+    train_scorer,
+    train_tokenizer,
+)
+from tasks.engine import LocalEngine
+from tasks.errors import UserError
+from tasks.filters import Filter
+from tasks.mix_plan import MixSpec
+from tasks.scorers import AnyScorerConfig, column_names
+from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
+from tasks.sources.base import RawFile
+from tasks.store import Store
+from tasks.train_scorer import Examples
+
+Call = Callable[[str, Callable[[], Any]], Any]
+
+
+def call_directly(name: str, function: Callable[[], Any]) -> Any:
+    """Run a stage's work as an ordinary call; the flows put a Prefect task here instead."""
+    return function()
+
+
+class Pipeline:
+    """The artifacts of a recipe. `call(name, function)` is how work is run; `tell(line)` gets a line of progress now and then."""
+
+    def __init__(self, recipe: Recipe, runner: Runner, call: Call = call_directly, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.recipe, self.runner, self.call, self.tell = recipe, runner, call, tell
+        self.store = runner.store
+        self.copies: dict[str, list[RawFile]] = {}
+        self.made: dict[tuple[str, str], Artifact] = {}
+
+    def _once(self, step: str, name: str, make: Callable[[], Artifact]) -> Artifact:
+        """The artifact of a step, made at its first mention."""
+        if (step, name) not in self.made:
+            self.made[step, name] = self.call(f"{step} {name}".strip(), make)
+        return self.made[step, name]
+
+    # -- raw files to selected documents -----------------------------------------------------------------------------------------
+
+    def corpus(self) -> None:
+        """Write the sample corpus, if the recipe asks for one and it is not there."""
+        config = self.recipe.sample_corpus
+        if config is None:
+            return
+        if not self.runner.plan_only:
+            self.call("sample corpus", lambda: sample_corpus.ensure(Path(config.folder), config.bytes, config.seed, self.tell))
+        elif not sample_corpus.is_there(Path(config.folder), config.bytes, config.seed):
+            raise UserError(
+                f"the sample corpus is not in {config.folder} yet, so there is nothing to plan with: `olmoflow run curate` writes it"
+            )
+
+    def files(self, source: str) -> list[RawFile]:
+        found, copies = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
+        self.copies[source] = copies
+        return found
+
+    def documents(self, source: str) -> Artifact:
+        config = self.recipe.sources[source]
+
+        def make() -> Artifact:
+            tasks = [ingest.task(source, config.reader(), raw) for raw in self.files(source)]
+            return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
+
+        return self._once("ingest", source, make)
+
+    def scorer_model(self, name: str) -> list[Input]:
+        """The model of a scorer as inputs of its shards: trained here, or given as files."""
+        entry = self.recipe.scorers[name]
+        if entry.train is None:
+            return list(self._given_model(name, entry.scorer))
+        training = entry.train
+        trained = self._once("train-scorer", name, lambda: self._train_scorer(name, training))
+        return list(trained.refs)
+
+    def _train_scorer(self, name: str, training: Any) -> Artifact:
+        task = train_scorer.task(
+            name, training, [self._examples(examples, f"scorers.{name}.train.examples") for examples in training.examples]
+        )
+        return self.runner.run(train_scorer.STEP, name, [task])
+
+    def _examples(self, examples: Examples, key: str) -> list[RawFile]:
+        return raw_files.find_source(self.store, key, examples)[0]
+
+    def _given_model(self, name: str, scorer: AnyScorerConfig) -> list[RawFile]:
+        model = getattr(scorer, "model", None)
+        if model is None:
+            return []
+        fs, path = fsspec.core.url_to_fs(model)
+        if scorer.type == "edu" and not fs.exists(path):
+            return []  # a name on the hub: the name and its revision stand for the content
+        if not fs.exists(path):
+            raise UserError(f"scorers.{name}: there is no model {model}; give the path of one, or `train` it")
+        return raw_files.find(self.store, f"scorers.{name}", [model])[0]
+
+    def scores(self, source: str) -> list[Artifact]:
+        """One artifact for each scorer of the source, in the recipe's order; a later one may read the columns of those before it."""
+        done: list[Artifact] = []
+        documents = self.documents(source)
+        for name in self.recipe.sources[source].scores:
+            model, before = self.scorer_model(name), list(done)
+            done.append(self._once("score", f"{source}: {name}", functools.partial(self._score, source, name, documents, model, before)))
+        return done
+
+    def _score(self, source: str, name: str, documents: Artifact, model: list[Input], before: list[Artifact]) -> Artifact:
+        where = self.recipe.sources[source].scores[name].where
+        cheaper = _aligned(self._read_by(source, where, before), len(documents.keys))
+        scorer = self.recipe.scorers[name].scorer
+        shards = zip(documents.refs, cheaper, strict=True)
+        tasks = _weighed(
+            [score.task(self.store, f"{source}: {name}", scorer, model, ref, where, cheap) for ref, cheap in shards], documents
+        )
+        if self.runner.force:  # asked to score again: what earlier cuts know is not taken over
+            for task in tasks:
+                task.hints["earlier"] = []
+        trained = self.made.get(("train-scorer", name))
+        inputs = [documents, *before, *([trained] if trained else [])]
+        made = self.runner.run(score.STEP, f"{source}: {name}", tasks, inputs=inputs)
+        for task, record in zip(tasks, made.records, strict=True):
+            if record is not None and not self.runner.plan_only:
+                score.join_family(self.store, task)
+        return made
+
+    def _read_by(self, source: str, rules: list[Filter], scores: list[Artifact]) -> list[Artifact]:
+        """Of a source's scores, those whose columns the rules read: another scorer must not change what depends on the rules."""
+        columns = {rule.column for rule in rules}
+        names = dict(
+            zip((f"{source}: {name}" for name in self.recipe.sources[source].scores), self.recipe.sources[source].scores, strict=True)
+        )
+        return [artifact for artifact in scores if columns & column_names(self.recipe.scorers[names[artifact.name]].scorer)]
+
+    def tokenizer(self) -> Artifact:
+        config = self.recipe.tokenizer
+
+        def make() -> Artifact:
+            sets = (
+                []
+                if isinstance(config, train_tokenizer.Cl100k)
+                else [self._examples(examples, "tokenizer.train_on") for examples in config.train_on]
+            )
+            return self.runner.run(train_tokenizer.STEP, config.kind, [train_tokenizer.task(config, sets)])
+
+        return self._once("tokenizer", "", make)
+
+    def tokens(self, source: str) -> Artifact:
+        config = self.recipe.sources[source]
+        documents, scores, tokenizer = self.documents(source), self.scores(source), self.tokenizer()
+
+        def make() -> Artifact:
+            read = self._read_by(source, config.tokenize_where.filters, scores)
+            shards = zip(documents.refs, _aligned(read, len(documents.keys)), strict=True)
+            tasks = _weighed(
+                [tokenize.task(source, config.tokenize_where, ref, refs, tokenizer.refs[0]) for ref, refs in shards], documents
+            )
+            return self.runner.run(tokenize.STEP, source, tasks, inputs=[documents, *scores, tokenizer])
+
+        return self._once("tokenize", source, make)
+
+    def selection(self, source: str) -> Artifact:
+        config = self.recipe.sources[source]
+        documents, scores, tokens = self.documents(source), self.scores(source), self.tokens(source)
+
+        def make() -> Artifact:
+            aligned = zip(documents.refs, _aligned(scores, len(documents.keys)), tokens.refs, strict=True)
+            tasks = [select.task(source, config.filters, config.tokenize_where, ref, refs, token) for ref, refs, token in aligned]
+            return self.runner.run(select.STEP, source, tasks, inputs=[documents, *scores, tokens])
+
+        return self._once("select", source, make)
+
+    def curate(self) -> None:
+        for source in self.recipe.sources:
+            self.selection(source)
+
+    def tokenize_all(self) -> None:
+        for source in self.recipe.sources:
+            self.tokens(source)
+
+    # -- mixes -------------------------------------------------------------------------------------------------------------------
+
+    def _sources(self, names: list[str]) -> tuple[dict[str, tuple[list[ShardRef], list[ShardRef]]], list[Artifact]]:
+        pairs = {name: (self.tokens(name), self.selection(name)) for name in names}
+        refs = {name: (tokens.refs, selection.refs) for name, (tokens, selection) in pairs.items()}
+        return refs, [artifact for pair in pairs.values() for artifact in pair]
+
+    def mix(self, name: str) -> Artifact:
+        return self._mix(name, self.recipe.mixes[name].spec(self.recipe.sequence_length))
+
+    def _mix(self, name: str, spec: MixSpec) -> Artifact:
+        sources, inputs = self._sources(list(spec.sources))
+        held = self.recipe.held_out
+
+        def make() -> Artifact:
+            task = mix.task(spec, name, sources, self.tokenizer().refs[0], held.share, held.tokens_per_source)
+            return self.runner.run(mix.MIX, name, [task], inputs=inputs)
+
+        return self._once("mix", name, make)
+
+    def held_out(self, source: str) -> Artifact:
+        sources, inputs = self._sources([source])
+        held = self.recipe.held_out
+
+        def make() -> Artifact:
+            tokenizer = self.tokenizer().refs[0]
+            task = mix.held_out_task(source, sources[source], tokenizer, held.share, held.tokens_per_source, self.recipe.sequence_length)
+            return self.runner.run(mix.HELD_OUT, source, [task], inputs=inputs)
+
+        return self._once("held-out", source, make)
+
+    def mix_all(self) -> None:
+        for name in self.recipe.mixes:
+            self.mix(name)
+
+    # -- training ----------------------------------------------------------------------------------------------------------------
+
+    def _require(self, section: str) -> Any:
+        config = getattr(self.recipe, section)
+        if not config:
+            raise UserError(f"the recipe {self.recipe.name} has no `{section}`: add it to run this flow")
+        return config
+
+    def _train(
+        self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
+    ) -> Artifact:
+        config = self._train_config(data_seed, schedule, steps)
+        job = train.TrainJob(self.store, self.recipe.where.launcher, self.tell)
+        checkpoint = {"every_steps": self._require("pretrain").checkpoint_every, "keep": 1}
+        task = train.task(name, config, checkpoint, mix_artifact.refs[0], init_from.refs[0] if init_from else None)
+        inputs = [mix_artifact, *([init_from] if init_from else [])]
+        return self._once("train", name, lambda: self.runner.run(train.STEP, name, [task], inputs=inputs, launch=job))
+
+    def _train_config(self, data_seed: int, schedule: dict[str, Any], steps: int | None) -> dict[str, Any]:
+        """The trainer's config without what is known only at launch: paths, vocabulary, device."""
+        pretrain, model = self._require("pretrain"), self._require("model")
+        length = self.recipe.sequence_length
+        sizes = {name: value for name, value in vars(model.config(128, length)).items() if name != "vocab_size"}
+        optimizer = {"learning_rate": pretrain.learning_rate, "weight_decay": pretrain.weight_decay, "z_loss": pretrain.z_loss}
+        return {
+            "model": sizes,
+            "data": {"seed": data_seed, "mask_repetitions": pretrain.mask_repetitions},
+            "sequence_length": length,
+            "global_batch_instances": pretrain.global_batch_instances,
+            "micro_batch_instances": pretrain.micro_batch_instances,
+            "optimizer": {**optimizer, "max_grad_norm": pretrain.max_grad_norm},
+            "schedule": schedule,
+            "max_steps": steps,
+            "seed": pretrain.seed,
+            "precision": pretrain.precision,
+            "deterministic": pretrain.deterministic,
+        }
+
+    def pretrain(self) -> Artifact:
+        config = self._require("pretrain")
+        schedule = {"kind": "cosine", "warmup_steps": config.warmup_steps, "decay_steps": config.decay_steps}
+        return self._train("pretrain", self.mix(config.mix), None, config.data_seed, schedule, config.steps)
+
+    def _micro_mix(self, name: str) -> Artifact:
+        return self._mix(f"{MICRO}{name}", self.recipe.micro_anneals[name].spec(self.recipe.sequence_length))
+
+    def micro_anneal(self, name: str) -> Artifact:
+        seed = self.recipe.micro_anneals[name].seed
+        return self._train(f"{MICRO}{name}", self._micro_mix(name), self.pretrain(), seed, {"kind": "linear_to_zero"}, None)
+
+    def training_mixes(self) -> None:
+        """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""
+        pretrain = self._require("pretrain")
+        names = [pretrain.mix, *([self.recipe.anneal.mix] if self.recipe.anneal else [])]
+        for artifact in (*map(self.mix, names), *map(self._micro_mix, self.recipe.micro_anneals)):
+            if artifact.is_whole:
+                header = json.loads(input_files(self.store, artifact.refs[0])["mix.json"].read_text())
+                if header["instances"] < pretrain.global_batch_instances:
+                    raise UserError(
+                        f"the mix {artifact.name} has {header['instances']} instances of {header['sequence_length']} tokens, fewer than a batch of "
+                        f"{pretrain.global_batch_instances}: give it more of its sources, or lower pretrain.global_batch_instances"
+                    )
+
+    def anneals(self) -> dict[str, Artifact]:
+        config = self._require("anneal")
+        start, over = self.pretrain(), self.mix(config.mix)
+        names = {seed: f"anneal {seed}" for seed in config.seeds}
+        return {name: self._train(name, over, start, seed, {"kind": "linear_to_zero"}, config.steps) for seed, name in names.items()}
+
+    def soup(self) -> Artifact:
+        ingredients = list(self.anneals().values())
+        task = soup.task("soup", [artifact.refs[0] for artifact in ingredients])
+        return self._once(
+            "soup", "", lambda: self.runner.run(soup.STEP, "soup", [task], inputs=ingredients, launch=soup.SoupJob(self.store))
+        )
+
+    def model(self, name: str, checkpoint: Artifact) -> Artifact:
+        tokenizer = self.tokenizer()
+        task = export.task(name, checkpoint.refs[0], tokenizer.refs[0])
+        return self._once("model", name, lambda: self.runner.run(export.STEP, name, [task], inputs=[checkpoint, tokenizer]))
+
+    # -- evaluation --------------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, name: str, checkpoints: dict[str, Artifact], training_mix: Artifact | None) -> Artifact:
+        held = {source: self.held_out(source) for source in self.recipe.sources}
+        refs = {label: artifact.refs[0] for label, artifact in checkpoints.items()}
+        task = evaluate.task(
+            name,
+            {"sequence_length": self.recipe.sequence_length},
+            refs,
+            {source: artifact.refs[0] for source, artifact in held.items()},
+            training_mix.refs[0] if training_mix else None,
+        )
+        pretrain = self._require("pretrain")
+        job = evaluate.EvaluateJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, pretrain.precision)
+        inputs = [*checkpoints.values(), *held.values(), *([training_mix] if training_mix else [])]
+        return self._once("evaluate", name, lambda: self.runner.run(evaluate.STEP, name, [task], inputs=inputs, launch=job))
+
+    def micro_anneal_all(self) -> Artifact:
+        """Every micro-anneal, evaluated beside the checkpoint that all start from."""
+        names = list(self._require("micro_anneals"))
+        checkpoints = {"pretrained": self.pretrain(), **{name: self.micro_anneal(name) for name in names}}
+        return self._evaluate("micro-anneals", checkpoints, None)
+
+    def evaluate_all(self) -> Artifact:
+        """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""
+        checkpoints = {"pretrained": self.pretrain()}
+        if self.recipe.anneal is not None:
+            checkpoints |= {**self.anneals(), "soup": self.soup()}
+        return self._evaluate("checkpoints", checkpoints, self.mix(self._require("pretrain").mix))
+
+    def soup_all(self) -> Artifact:
+        """The soup, and its model in Hugging Face's form."""
+        return self.model("soup", self.soup())
+
+    def end_to_end(self) -> None:
+        """Everything that the recipe asks for."""
+        self.curate()
+        self.mix_all()
+        if self.recipe.pretrain is None:
+            return
+        self.training_mixes()
+        self.pretrain()
+        if self.recipe.micro_anneals:
+            self.micro_anneal_all()
+        if self.recipe.anneal is not None:
+            self.soup_all()
+        else:
+            self.model("pretrained", self.pretrain())
+        self.evaluate_all()
+
+
+def _aligned(scores: list[Artifact], shards: int) -> list[list[ShardRef]]:
+    """For each documents shard, the score shards of the same rows."""
+    return [[artifact.refs[number] for artifact in scores] for number in range(shards)]
+
+
+def _weighed(tasks: list[ShardTask], documents: Artifact) -> list[ShardTask]:
+    """Tasks with the sizes of their documents, so that workers get equal loads."""
+    for task, record in zip(tasks, documents.records, strict=True):
+        task.weight = sum(stored.bytes for stored in record.files) if record else 0
+    return tasks
+
+
+def make_runner(recipe: Recipe, **options: Any) -> Runner:
+    return Runner(Store(recipe.store), LocalEngine(recipe.where.engine.workers), **options)

@@ -1,0 +1,242 @@
+"""The report of a recipe's newest run: gathers what the store holds of it and writes one self-contained HTML file."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flows.recipe import MICRO, Recipe
+from flows.summary import RunSummary, load_summary
+from tasks import corpus, evaluate, report_data
+from tasks.report_page import render
+from tasks.shards import ShardRef, input_files
+from tasks.store import Books, Record, Store
+
+Node = dict[str, Any]  # an artifact of a run's summary
+
+
+def write_report(recipe: Recipe) -> str:
+    """Write `reports/NAME.html` in the store and return where it lies."""
+    store = Store(recipe.store)
+    summary = load_summary(store, recipe.name)
+    path = f"reports/{recipe.name}.html"
+    # the recipe as it ran, not as its file reads now
+    store.replace(path, render(Gathering(store, Recipe.model_validate(summary.recipe), summary).data()))
+    return str(Path(store.full(path)).resolve()) if store.is_local else f"{recipe.store.rstrip('/')}/{path}"
+
+
+class Gathering:
+    """Reads a run's artifacts into the report's dataclasses; what the run did not do stays empty."""
+
+    def __init__(self, store: Store, recipe: Recipe, summary: RunSummary) -> None:
+        self.store, self.recipe, self.summary = store, recipe, summary
+        self.nodes: list[Node] = [{"id": name, **node} for name, node in summary.artifacts.items()]
+        self.records: dict[str, list[Record]] = {node["id"]: self._records(node) for node in self.nodes}
+
+    def _records(self, node: Node) -> list[Record]:
+        found = (self.store.record(node["step"], key) for key in node["keys"])
+        return [record for record in found if record is not None]
+
+    def _of(self, step: str) -> list[Node]:
+        """The artifacts of a step that are whole."""
+        return [node for node in self.nodes if node["step"] == step and len(self.records[node["id"]]) == len(node["keys"])]
+
+    def _books(self, node: Node) -> Books:
+        return sum((record.books for record in self.records[node["id"]]), Books())
+
+    def _file(self, node: Node, name: str) -> Path:
+        return input_files(self.store, ShardRef(node["step"], node["keys"][0]))[name]
+
+    def data(self) -> report_data.ReportData:
+        config = self.summary.recipe
+        return report_data.ReportData(
+            run=f"{self.summary.flow} {self.recipe.name}",
+            recipe_name=self.recipe.name,
+            created=self.summary.started,
+            machine=self.summary.machine,
+            versions=self.summary.software,
+            seconds=self.summary.seconds,
+            notices=[
+                text for text in (config["description"], corpus.describe() if config["sample_corpus"] else "", self._unevaluated()) if text
+            ],
+            model_name=self.recipe.model.preset or "" if self.recipe.model else "",
+            model_parameters=self._parameters(),
+            flows=[flow for flow in map(self._flow, self.recipe.sources) if flow.stages],
+            files=self._files(),
+            mixes=[self._mix(node) for node in self._of("mix")],
+            runs=[self._run(node) for node in self._of("train")],
+            micro_anneals=self._micro_anneals(),
+            checkpoints=self._checkpoints(),
+            artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
+            recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
+        )
+
+    def _unevaluated(self) -> str:
+        """A sentence about sources too small to have a held-out document."""
+        results = [json.loads(self._file(node, evaluate.FILE).read_text()) for node in self._of("evaluate")]
+        names = sorted({name for result in results for name in result["nothing_held_out"]})
+        return (
+            f"No held-out document, and so no evaluation, of {', '.join(names)}: the source is too small for held_out.share."
+            if names
+            else ""
+        )
+
+    def _parameters(self) -> int | None:
+        headers = [json.loads(self._file(node, "mix.json").read_text()) for node in self._of("mix")]
+        if self.recipe.model is None or not headers:
+            return None
+        return self.recipe.model.config(headers[0]["vocab_size"], self.recipe.sequence_length).num_parameters()
+
+    # -- documents and files -----------------------------------------------------------------------------------------------------
+
+    def _flow(self, source: str) -> report_data.SourceFlow:
+        stages, tokens = [], None
+        for step in ("ingest", "select"):
+            for node in self._of(step):
+                if node["name"] == source:
+                    books = self._books(node)
+                    losses = [report_data.Loss(reason, count) for reason, count in books.dropped.items()]
+                    if books.quarantined:
+                        losses.append(report_data.Loss("quarantined", books.quarantined, quarantined=True))
+                    stages.append(report_data.Stage(step, books.unit, books.read, books.kept, losses))
+                    tokens = books.counts.get("tokens") if step == "select" else tokens
+        return report_data.SourceFlow(source, stages, tokens)
+
+    def _files(self) -> list[report_data.FileEntry]:
+        entries: dict[str, report_data.FileEntry] = {}
+        for step, label in (("tokenizer", "trains the tokenizer"), ("train-scorer", "trains the scorer {}"), ("ingest", "")):
+            for node in self._of(step):
+                for entry in self._files_of(node, label.format(node["name"])):
+                    entries[entry.path] = entry
+        for source, urls in self.summary.same_content.items():
+            for url in urls:
+                path = self._shown(url)
+                entries.setdefault(
+                    path, report_data.FileEntry(path, _size(url), "left out", source, why=f"the same bytes as another file of {source}")
+                )
+        for path, size in self._inventory():
+            if path not in entries:
+                why = next((rule.why for rule in self._left_out() if fnmatch.fnmatch(path, rule.paths)), None)
+                entries[path] = report_data.FileEntry(path, size, "unmentioned" if why is None else "left out", why=why or "")
+        return [entries[path] for path in sorted(entries)]
+
+    def _files_of(self, node: Node, label: str) -> list[report_data.FileEntry]:
+        raw = node["raw_files"]  # of this run: the manifest has the names that the files had when the artifact was first made
+        if node["step"] != "ingest":
+            return [report_data.FileEntry(self._shown(file["url"]), file["size"], "read", label, "labelled texts") for file in raw]
+        reader = self.recipe.sources[node["name"]].format
+        return [
+            report_data.FileEntry(
+                self._shown(file["url"]),
+                file["size"],
+                "read",
+                node["name"],
+                reader,
+                record.books.read,
+                record.books.quarantined,
+                record.quarantine["first"] if record.quarantine else "",
+            )
+            for file, record in zip(raw, self.records[node["id"]], strict=True)
+        ]
+
+    def _shown(self, url: str) -> str:
+        """A file's path below the inventory's root or the working folder where it lies there, else in full."""
+        path = url.removeprefix("file://")
+        roots = [self.recipe.inventory.root] if self.recipe.inventory else []
+        for root in (*roots, "."):
+            folder = os.path.normpath(Path(root).absolute())
+            if path.startswith(f"{folder}/"):
+                return path[len(folder) + 1 :]
+        return path
+
+    def _inventory(self) -> list[tuple[str, int]]:
+        if self.recipe.inventory is None:
+            return []
+        root = Path(self.recipe.inventory.root)
+        return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in sorted(root.rglob("*")) if path.is_file()]
+
+    def _left_out(self) -> list[Any]:
+        return self.recipe.inventory.left_out if self.recipe.inventory else []
+
+    # -- mixes and training ------------------------------------------------------------------------------------------------------
+
+    def _mix(self, node: Node) -> report_data.Mix:
+        rows = [
+            report_data.MixRow(row["source"], row["available_tokens"], row["tokens"], row["documents"], row["repeat"])
+            for row in json.loads(self._file(node, "composition.json").read_text())
+        ]
+        users = [run["name"] for run in self._of("train") if node["id"] in run["inputs"]]
+        return report_data.Mix(node["name"], rows, users)
+
+    def _run(self, node: Node) -> report_data.TrainingRun:
+        kind: Literal["pretrain", "micro-anneal", "anneal"] = "pretrain"
+        if node["name"] != "pretrain":
+            kind = "micro-anneal" if node["name"].startswith(MICRO) else "anneal"
+        metrics = [json.loads(line) for line in self._file(node, "metrics.jsonl").read_text().splitlines()]
+        mix = next((other["name"] for other in self._of("mix") if other["id"] in node["inputs"]), "")
+        start = next((other for other in self._of("train") if other["id"] in node["inputs"]), None)
+        before = self._books(start).counts["tokens"] if start else 0
+        return report_data.TrainingRun.from_metrics(node["name"], kind, metrics, mix, before)
+
+    def _evaluation(self, name: str) -> dict[str, dict[str, report_data.Score]]:
+        node = next((node for node in self._of("evaluate") if node["name"] == name), None)
+        if node is None:
+            return {}
+        scores = json.loads(self._file(node, evaluate.FILE).read_text())["checkpoints"]
+        return {
+            model: {source: report_data.Score(score["bits_per_byte"], score["loss"]) for source, score in by_source.items()}
+            for model, by_source in scores.items()
+        }
+
+    def _micro_anneals(self) -> list[report_data.MicroAnneal]:
+        mixes = {mix.name: mix for mix in map(self._mix, self._of("mix"))}
+        rows = []
+        for name, scores in self._evaluation("micro-anneals").items():
+            mix = mixes.get(f"{MICRO}{name}")
+            if mix is None:
+                rows.append(report_data.MicroAnneal(name, scores, baseline=True))
+                continue
+            total = sum(row.tokens for row in mix.rows)
+            web = sum(row.tokens for row in mix.rows if row.source in self.recipe.micro_anneals[name].general)
+            rows.append(report_data.MicroAnneal(name, scores, web_ratio=web / total, tokens=total))
+        return rows
+
+    def _checkpoints(self) -> list[report_data.Checkpoint]:
+        roles: dict[str, Literal["pretrained", "ingredient", "soup", "baseline"]] = {
+            "pretrained": "pretrained",
+            "soup": "soup",
+            evaluate.UNIGRAM: "baseline",
+        }
+        return [
+            report_data.Checkpoint(name, roles.get(name, "ingredient"), scores) for name, scores in self._evaluation("checkpoints").items()
+        ]
+
+    def _artifact(self, node: Node) -> report_data.Artifact:
+        records = self.records[node["id"]]
+        known = {other["id"] for other in self.nodes}
+        files = [stored for record in records for stored in record.files]
+        return report_data.Artifact(
+            node["id"],
+            node["step"],
+            node["name"],
+            shards=len(node["keys"]),
+            seconds=sum(record.seconds for record in records),
+            reused=not node["made"],
+            inputs=[name for name in node["inputs"] if name in known],
+            rows=self._books(node).kept,
+            bytes=sum(stored.bytes for stored in files),
+        )
+
+
+def _size(url: str) -> int:
+    path = Path(url.removeprefix("file://"))
+    return path.stat().st_size if path.exists() else 0
+
+
+def _without_defaults(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude_defaults=True)
