@@ -50,12 +50,27 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: d
         write_json(folder / "config.json", config)
         write_json(folder / "state.json", {**state, "optimizer": {"step": step_count(optimizer)}})
     dist.barrier()
+    for path in sorted(folder.glob("*.safetensors"))[world.rank :: world.size]:
+        _order_notes(path)
+    dist.barrier()
     sums: dict[str, Any] = {}
     for part in world.gather(_checksums(folder, world.rank, world.size)):
         sums |= part
     if world.rank == 0:
         write_json(folder / MARKER, {"version": 1, "files": sums})
     dist.barrier()
+
+
+def _order_notes(path: Path) -> None:
+    """Sort the notes (`__metadata__`) in a safetensors header: the library writes them in a random order, and equal runs leave equal bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(ordered) == length, f"the header of {path} would grow"
+        file.seek(8)
+        file.write(ordered)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:

@@ -352,6 +352,16 @@ def test_a_checkpoint_holds_no_pickle(make_config: Any, world: World, tmp_path: 
     assert {path.name for path in files} >= {"checkpoint.json", "state.json", "config.json", "done.json", "metrics.jsonl"}
 
 
+def test_equal_runs_leave_equal_bytes(make_config: Any, world: World, tmp_path: Path) -> None:
+    """Not only equal tensors: a store knows a file by its checksum. Several runs, since what varies may agree by chance."""
+    files = []
+    for number in range(6):
+        train(_config(make_config(max_steps=2, run_folder=str(tmp_path / f"run-{number}"))), world)
+        (path,) = (tmp_path / f"run-{number}" / "checkpoints" / "step0000002").glob("*.safetensors")
+        files.append(path.read_bytes())
+    assert len(set(files)) == 1
+
+
 def test_old_checkpoints_are_removed(make_config: Any, world: World, tmp_path: Path) -> None:
     train(_config(make_config(**{"checkpoint.every_steps": 2, "checkpoint.keep": 2})), world)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step0000008", "step0000010", "step0000012"]
