@@ -91,7 +91,7 @@ def test_an_anneal_starts_where_the_checkpoint_left_off(made):
     runs = {record.name: record for record in made.records("train")}
     metrics = {name: [json.loads(line) for line in path(made, run, "metrics.jsonl").read_text().splitlines()] for name, run in runs.items()}
     left = metrics["pretrain"][-1]["learning_rate"]
-    assert 0 < left < 0.01
+    assert 0 < left < made.config["pretrain"]["learning_rate"]
     for name in ("anneal 1", "anneal 2", "micro-anneal maths"):
         steps = metrics[name]
         assert steps[0]["learning_rate"] == pytest.approx(left, rel=1e-9)
@@ -212,8 +212,7 @@ def test_two_ranks_train_to_the_same_losses(copied):
     assert done.returncode == 0, done.stderr
     curves = [copied.losses()[record.key] for record in copied.records("train") if record.name == "pretrain"]
     assert len(curves) == 2
-    # at this learning rate rounding grows from step to step; tests/trainer holds two ranks to 1e-5
-    assert next(curve for curve in curves if curve != one) == pytest.approx(one, rel=1e-3)
+    assert next(curve for curve in curves if curve != one) == pytest.approx(one, rel=1e-5)
 
 
 def test_the_store_can_be_listed_and_an_artifact_shown(made):

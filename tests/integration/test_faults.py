@@ -144,7 +144,7 @@ def test_two_files_with_the_same_bytes_are_one_shard_and_reported(lab):
 
 
 def test_a_mix_smaller_than_a_batch_is_told_before_anything_is_trained(lab):
-    lab.config["micro_anneals"]["maths"]["sources"]["maths"] = 0.02
+    lab.config["micro_anneals"]["maths"]["sources"]["maths"] = 0.01
     lab.write(lab.config)
     pipeline = Pipeline(load(lab.file), make_runner(load(lab.file)))
     with pytest.raises(UserError, match=r"the mix micro-anneal maths has \d+ instances of 32 tokens, fewer than a batch of 8"):
