@@ -87,7 +87,7 @@ def line_of(artifact: Artifact) -> str:
     if not artifact.is_whole:
         state = "not made"
     books = artifact.books
-    flow = f"{books.read:,} {books.unit}" + (f", {books.kept:,} kept" if books.kept != books.read else "")
+    flow = "" if not books.read else f"{books.read:,} {books.unit}" + (f", {books.kept:,} kept" if books.kept != books.read else "")
     if artifact.step == "score":
         flow += "".join(
             f", {books.counts[name]:,} {name.replace('_', ' ')}" for name in ("scored", "taken_over", "skipped") if books.counts.get(name)
