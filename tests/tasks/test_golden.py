@@ -1,0 +1,169 @@
+"""The output of each step for a fixed input, as a hash of its rows: a change of behaviour asks for a new version of the step.
+
+Keys hash a step's version, not its code. Code that gives other rows under the old version would leave stores in which old and new rows pass
+for each other. Where a test here fails, either the change is a fault, or it is meant: then raise the version in the step's `STEP` and put
+the new hash beside it below.
+"""
+
+import gzip
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from flows.pipeline import Pipeline, make_runner
+from flows.recipe import Recipe
+from tasks.engine import LocalEngine
+from tasks.shards import input_files, run_shard
+
+# (step, name of its artifact) -> (version of the step, hash of the rows)
+GOLDEN = {
+    ("ingest", "web"): (1, "df5d1ebf5dfaad4e"),
+    ("ingest", "papers"): (1, "8a9ef237397734e6"),
+    ("ingest", "code"): (1, "7231f8779b6b0f67"),
+    ("ingest", "answers"): (1, "d87c626d7641d550"),
+    ("ingest", "rows"): (1, "847b89cd7b1d35c3"),
+    ("ingest", "books"): (1, "3a59093b4c44986d"),
+    ("score", "code: words"): (1, "cbb4b5c10ebbc962"),
+    ("score", "code: lengths"): (1, "a6f457cb7c479493"),
+    ("tokenizer", "bpe"): (1, "cf08207a575c39f3"),
+    ("tokenize", "rows"): (1, "3ac8ffd57e672500"),
+    ("select", "code"): (1, "27daa80d8d819868"),
+    ("mix", "scattered"): (1, "8a7747213a10ba23"),
+    ("mix", "packed"): (1, "63f1acfa580d0516"),
+    ("held-out", "rows"): (1, "1932cf5b0db518d4"),
+}
+POSTS = """<?xml version="1.0" encoding="utf-8"?>
+<posts>
+  <row Id="1" PostTypeId="1" AcceptedAnswerId="2" Score="7" Title="Why does it sum?" Tags="&lt;maths&gt;&lt;sums&gt;" CreationDate="2020-01-02"
+       ContentLicense="CC BY-SA 4.0" OwnerUserId="11" Body="&lt;p&gt;Given &lt;code&gt;x + y&lt;/code&gt;, see &lt;a href=&quot;u&quot;&gt;here&lt;/a&gt;:&lt;/p&gt;&lt;pre&gt;&lt;code&gt;for i in x:&#xA;    print(i)&#xA;&lt;/code&gt;&lt;/pre&gt;" />
+  <row Id="2" PostTypeId="2" ParentId="1" Score="9" CreationDate="2020-01-03" ContentLicense="CC BY-SA 4.0" OwnerUserId="12"
+       Body="&lt;ol&gt;&lt;li&gt;First, $a_1$&lt;/li&gt;&lt;li&gt;then &lt;b&gt;second&lt;/b&gt;&lt;/li&gt;&lt;/ol&gt;&lt;blockquote&gt;&lt;p&gt;quoted&lt;/p&gt;&lt;/blockquote&gt;" />
+  <row Id="3" PostTypeId="1" Score="1" Title="Unanswered" Body="&lt;p&gt;?&lt;/p&gt;" />
+</posts>
+"""
+
+
+def row(number: int) -> dict:
+    words = [f"word{(number * step) % 17}" for step in range(1, 30)]
+    return {"id": f"r{number}", "text": f"Row {number}: {' '.join(words)}, naïve 日本語 x{number}²."}
+
+
+def write_raw(folder: Path) -> None:
+    for name in ("web", "papers", "code", "ai.stackexchange.com", "rows", "books"):
+        (folder / name).mkdir()
+    web = [
+        {"text": f"Page {i}\n\nwith lines", "url": f"https://a.test/{i}", "metadata": {"WARC-Date": "2024", "WARC-Record-ID": f"<{i}>"}}
+        | {"fasttext_oh_eli5_vs_rw_v2_prob": i / 4}
+        for i in range(4)
+    ]
+    lines = "".join(json.dumps(page) + "\n" for page in web)
+    (folder / "web" / "0.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    papers = [{"id": str(i), "source": "p", "text": f"Paper {i} \ud800", "added": "a", "metadata": {"year": i}} for i in range(3)]
+    (folder / "papers" / "0.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(p) + "\n" for p in papers).encode(), mtime=0))
+    stars = ["12", "None", "0", "3"]
+    code = {
+        "id": list("abcd"),
+        "content": ["x = 1\n", "y y y y\n", "def f():\n    return 2\n", "z z z z z z z z w"],
+        "max_stars_count": stars,
+    }
+    code |= {"max_stars_repo_name": ["r"] * 4, "max_stars_repo_path": ["p"] * 4}
+    pq.write_table(pa.table(code), folder / "code" / "0.parquet")
+    (folder / "ai.stackexchange.com" / "Posts.xml").write_text(POSTS)
+    (folder / "rows" / "0.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(60)))
+    (folder / "rows" / "1.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(60, 90)))
+    book = "front\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\nIt was.\r\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicence"
+    (folder / "books" / "0.txt").write_text(book)
+
+
+def recipe(folder: Path) -> Recipe:
+    mix = {"sources": {"rows": {"repeat": 0.6}, "code": {"repeat": 2}}}
+    sources = {
+        "web": {"format": "dclm", "paths": [f"{folder}/web"]},
+        "papers": {"format": "dolma", "paths": [f"{folder}/papers"]},
+        "code": {
+            "format": "starcoder",
+            "paths": [f"{folder}/code"],
+            "scores": {"words": {}, "lengths": {}},
+            "filters": [{"column": "stars", "min": 1, "null": "keep"}, {"column": "top_word_share", "max": 0.8}],
+        },
+        "answers": {"format": "stackexchange", "paths": [f"{folder}/ai.stackexchange.com"]},
+        "rows": {"format": "jsonl", "paths": [f"{folder}/rows"]},
+        "books": {"format": "text", "paths": [f"{folder}/books"]},
+    }
+    return Recipe.model_validate(
+        {
+            "name": "golden",
+            "store": str(folder / "store"),
+            "sources": sources,
+            "scorers": {"words": {"scorer": {"type": "word_frequency"}}, "lengths": {"scorer": {"type": "length"}}},
+            "tokenizer": {"kind": "bpe", "vocab_size": 400, "train_on": [{"format": "jsonl", "paths": [f"{folder}/rows/0.jsonl"]}]},
+            "sequence_length": 32,
+            "held_out": {"share": 0.1, "tokens_per_source": 200},
+            "mixes": {"scattered": mix, "packed": {**mix, "seed": 3, "pack": True}},
+        }
+    )
+
+
+class InProcess(LocalEngine):
+    """All shards in this process, which spares the start of a worker for each step."""
+
+    def run(self, plan, weights, store):
+        for spec in plan["shards"]:
+            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    write_raw(folder)
+    config = recipe(folder)
+    runner = make_runner(config)
+    runner.engine = InProcess(1)
+    made = Pipeline(config, runner)
+    made.curate()
+    made.mix_all()
+    made.held_out("rows")
+    return made
+
+
+def rows_of(path: Path):
+    """What a file says, whatever the library that wrote it: a newer Parquet or gzip has other bytes for the same rows."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        return {name: [str(table.schema.field(name).type), table.column(name).to_pylist()] for name in table.column_names}
+    if path.suffix == ".gz":
+        return gzip.decompress(path.read_bytes()).decode()
+    if path.name == "mix.json":  # the files in it are named by their shards' keys, which hash the versions of the steps before
+        return {name: value for name, value in json.loads(path.read_text()).items() if name != "files"}
+    if path.name == "extents.npy":
+        return np.load(path).tolist()
+    return path.read_bytes().hex()
+
+
+EXACT = {"tokenizer": ["ranks.tiktoken"]}  # beside the ranks stand files in another library's form
+
+
+def hash_of(pipeline: Pipeline, artifact) -> str:
+    shards = [input_files(pipeline.store, ref) for ref in artifact.refs]
+    rows = [{name: rows_of(files[name]) for name in EXACT.get(artifact.step, sorted(files))} for files in shards]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("step, name", GOLDEN)
+def test_a_step_gives_the_rows_that_its_version_stands_for(pipeline, step, name):
+    (artifact,) = [made for made in pipeline.runner.artifacts.values() if (made.step, made.name) == (step, name)]
+    manifest = json.loads(pipeline.store.read_text(f"artifacts/{step}/{artifact.id}.json"))
+    found = (manifest["version"], hash_of(pipeline, artifact))
+    assert found == GOLDEN[step, name], "raise the step's version, and put the new rows' hash here"
+
+
+def test_every_step_that_is_exact_has_a_golden_output(pipeline):
+    """Steps that train or judge with floating point (fastText, neural scorers, training, soups, evaluation) differ between machines."""
+    assert {artifact.step for artifact in pipeline.runner.artifacts.values()} == {step for step, _ in GOLDEN}
