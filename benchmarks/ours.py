@@ -34,7 +34,12 @@ def main() -> None:
 
 def _run(recipe: Recipe, stage: str) -> Pipeline:
     pipeline = Pipeline(recipe, make_runner(recipe))
-    getattr(pipeline, stage)()
+    if stage == "documents":
+        for source in recipe.sources:
+            pipeline.documents(source)
+        pipeline.tokenizer()
+    else:
+        getattr(pipeline, stage)()
     return pipeline
 
 
