@@ -12,11 +12,15 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.declared import Declared, Reported
+from flows.recipe_file import read
+from flows.section import Section
+from flows.section import at as _at
 from olmo_model.config import PRESETS, ModelConfig
 from tasks.errors import RecipeError
 from tasks.filters import Filter
@@ -29,17 +33,6 @@ from tasks.train_scorer import ScorerTraining
 from tasks.train_tokenizer import Cl100k, TokenizerConfig
 
 MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
-
-
-def _at(position: int) -> dict[str, Any]:
-    """A field's place in Prefect's form, which would sort by name."""
-    return {"position": position}
-
-
-class Section(BaseModel):
-    """A part of a recipe: a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class EngineConfig(Section):
@@ -87,6 +80,13 @@ class ScoreUse(Section):
     where: list[Filter] = Field(default=[], description="Score only documents that pass these thresholds over columns of earlier scorers.")
 
 
+class Subset(Section):
+    """A stricter selection of a source, which mixes name `SOURCE/SUBSET`: the same documents, scores and tokens under more thresholds."""
+
+    filters: list[Filter] = Field(min_length=1, description="Thresholds beside those of the source.", json_schema_extra=_at(0))
+    declared: Declared | None = Field(default=None, description="Sizes after the filters, as stated.", json_schema_extra=_at(1))
+
+
 class Source(SourceConfig):
     """A source: its raw files, what is measured of its documents, and which of them are wanted."""
 
@@ -99,6 +99,8 @@ class Source(SourceConfig):
     max_quarantined: float = Field(
         default=0.0, ge=0, le=1, description="Share of records that may be unreadable.", json_schema_extra=_at(23)
     )
+    subsets: dict[str, Subset] = Field(default={}, description="Stricter selections by name.", json_schema_extra=_at(24))
+    declared: Declared | None = Field(default=None, description="Sizes after the filters, as stated.", json_schema_extra=_at(25))
 
     def reader(self) -> SourceConfig:
         return SourceConfig.model_validate({name: getattr(self, name) for name in SourceConfig.model_fields})
@@ -192,6 +194,23 @@ class Pretrain(Section):
     deterministic: bool = Field(default=False, description="The same bits again on a GPU, at some speed.", json_schema_extra=_at(15))
 
 
+class FurtherAnneals(Section):
+    """Anneals over another mix whose checkpoints join the same soup, as the 13B's fourth (report, section 2.3)."""
+
+    mix: str = Field(description="The mid-training mix.", json_schema_extra=_at(0))
+    seeds: list[int] = Field(min_length=1, description="Data orders.", json_schema_extra=_at(1))
+    steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(2))
+
+
+class AnnealRun(NamedTuple):
+    """One anneal: what it is called, its mix, its data order, its steps (None: one epoch)."""
+
+    name: str
+    mix: str
+    seed: int
+    steps: int | None
+
+
 class Anneal(Section):
     """Anneals: from the pretrained checkpoint's own learning rate linearly to zero, once for each data order (report, section 4)."""
 
@@ -200,12 +219,24 @@ class Anneal(Section):
         default=[42, 42069, 666], min_length=1, description="Data orders; their checkpoints are averaged.", json_schema_extra=_at(1)
     )
     steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(2))
+    further: list[FurtherAnneals] = Field(
+        default=[], description="Anneals over other mixes, averaged with these.", json_schema_extra=_at(3)
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Anneal:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"a seed stands twice in {self.seeds}: two equal ingredients add nothing to a soup")
+        mixes = [self.mix, *(further.mix for further in self.further)]
+        if len(set(mixes)) < len(mixes):
+            raise ValueError(f"a mix stands twice in {mixes}: give all its seeds in one place")
+        for seeds in (self.seeds, *(further.seeds for further in self.further)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"a seed stands twice in {seeds}: two equal ingredients add nothing to a soup")
         return self
+
+    def runs(self) -> list[AnnealRun]:
+        """Every anneal, in the order of the recipe; those of further mixes have the mix in their names."""
+        first = [AnnealRun(f"anneal {seed}", self.mix, seed, self.steps) for seed in self.seeds]
+        return first + [AnnealRun(f"anneal {more.mix} {seed}", more.mix, seed, more.steps) for more in self.further for seed in more.seeds]
 
 
 class MicroAnneal(Section):
@@ -272,24 +303,49 @@ class Recipe(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="Evaluation.", json_schema_extra=_at(14))
     inventory: Inventory | None = Field(default=None, description="A folder to account for in the report.", json_schema_extra=_at(15))
     where: Where = Field(default=Where(), description="The machine.", json_schema_extra=_at(16))
+    reported: dict[str, Reported] = Field(
+        default={}, description="Tables that `olmoflow plan` compares with, by name.", json_schema_extra=_at(17)
+    )
+
+    def selections(self) -> dict[str, Source | Subset]:
+        """All that a mix may name: the sources, each followed by its subsets."""
+        found: dict[str, Source | Subset] = {}
+        for name, source in self.sources.items():
+            found[name] = source
+            found |= {f"{name}/{subset}": config for subset, config in source.subsets.items()}
+        return found
+
+    def selections_of(self, source: str) -> list[str]:
+        """A source and its subsets, by name."""
+        return [source, *(f"{source}/{subset}" for subset in self.sources[source].subsets)]
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
+        for name, config in self.sources.items():
+            for part in (name, *config.subsets):
+                if "/" in part:
+                    raise ValueError(f"sources.{name}: the name {part!r} has a /, which stands between a source and its subset; rename it")
+        selections = self.selections()
+        for key, table in self.reported.items():
+            _known(f"reported.{key}.mix", [table.mix] if table.mix else [], self.mixes, "mixes")
+            taken = self.mixes[table.mix].sources if table.mix else selections
+            for label, row in table.rows.items():
+                _known(f"reported.{key}.rows.{label}.sources", row.sources, taken, f"mixes.{table.mix}.sources" if table.mix else "sources")
         for source, config in self.sources.items():
             _known(f"sources.{source}.scores", config.scores, self.scorers, "scorers")
         for name, mix in self.mixes.items():
-            _known(f"mixes.{name}.sources", mix.sources, self.sources, "sources")
+            _known(f"mixes.{name}.sources", mix.sources, selections, "sources")
             _adds_up(f"mixes.{name}", mix.spec, self.sequence_length)
         for name, micro in self.micro_anneals.items():
-            _known(f"micro_anneals.{name}.sources", micro.sources, self.sources, "sources")
-            _known(f"micro_anneals.{name}.general", micro.general, self.sources, "sources")
+            _known(f"micro_anneals.{name}.sources", micro.sources, selections, "sources")
+            _known(f"micro_anneals.{name}.general", micro.general, selections, "sources")
             if set(micro.sources) & set(micro.general):
                 raise ValueError(
                     f"micro_anneals.{name}: {min(set(micro.sources) & set(micro.general))} is both under test and in the general mix"
                 )
             _adds_up(f"micro_anneals.{name}", micro.spec, self.sequence_length)
         _known("pretrain.mix", [self.pretrain.mix] if self.pretrain else [], self.mixes, "mixes")
-        _known("anneal.mix", [self.anneal.mix] if self.anneal else [], self.mixes, "mixes")
+        _known("anneal.mix", [run.mix for run in self.anneal.runs()] if self.anneal else [], self.mixes, "mixes")
         if self.pretrain and not self.model:
             raise ValueError("pretrain needs a `model`")
         if self.model:
@@ -330,34 +386,9 @@ def _known(key: str, used: Any, there: dict[str, Any], section: str) -> None:
             raise ValueError(f"{key} names {name!r}, which `{section}` does not have ({', '.join(there) or 'it is empty'})")
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, where the standard keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """A recipe from its YAML file, `--set a.b=c` applied and ${VAR} or ${VAR:-default} filled in. Raises RecipeError with one sentence."""
-    try:
-        raw = yaml.load(path.read_text(), UniqueKeys)
-    except FileNotFoundError as error:
-        raise RecipeError(f"there is no recipe {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path} is no recipe: it should be a mapping with name, sources, ...")
+    """A recipe from its YAML file and those that it `extends`, `--set a.b=c` applied and ${VAR} or ${VAR:-default} filled in. Raises RecipeError with one sentence."""
+    raw = read(path)
     for override in overrides or []:
         _override(raw, override)
     try:
