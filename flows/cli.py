@@ -141,13 +141,12 @@ def plan(
     if as_json:
         print(json.dumps(planned))
         return
-    table = Table("step", "name", "shards", "reused", "to run", "documents", "tokens", "bytes", box=None, header_style="bold")
-    for row in planned["steps"]:
-        numbers = [_number(row[name]) for name in ("shards", "reused", "to_run", "documents", "tokens", "bytes")]
-        table.add_row(row["step"], escape(row["name"]), *numbers, style="dim" if not row["to_run"] else "")
-    console.print(table)
+    from flows.plan_text import plan_tables, wrapped
+
+    for table in plan_tables(planned):
+        console.print(table)
     for line in planned["notes"]:
-        console.print(escape(line))
+        console.print(escape(wrapped(line)))
 
 
 def _number(value: int | float | None) -> str:

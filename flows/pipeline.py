@@ -53,6 +53,7 @@ class Pipeline:
     def __init__(self, recipe: Recipe, runner: Runner, call: Call = call_directly, tell: Callable[[str], None] = lambda line: None) -> None:
         self.recipe, self.runner, self.call, self.tell = recipe, runner, call, tell
         self.store = runner.store
+        self.listed: dict[str, list[RawFile]] = {}
         self.copies: dict[str, list[RawFile]] = {}
         self.made: dict[tuple[str, str], Artifact] = {}
 
@@ -77,9 +78,9 @@ class Pipeline:
             )
 
     def files(self, source: str) -> list[RawFile]:
-        found, copies = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
-        self.copies[source] = copies
-        return found
+        if source not in self.listed:
+            self.listed[source], self.copies[source] = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
+        return self.listed[source]
 
     def documents(self, source: str) -> Artifact:
         config = self.recipe.sources[source]
@@ -182,20 +183,23 @@ class Pipeline:
 
         return self._once("tokenize", source, make)
 
-    def selection(self, source: str) -> Artifact:
+    def selection(self, name: str) -> Artifact:
+        """The selected documents of a source, or of `SOURCE/SUBSET`: of the same documents, those that pass the subset's filters too."""
+        source, _, subset = name.partition("/")
         config = self.recipe.sources[source]
+        rules = [*config.filters, *(config.subsets[subset].filters if subset else [])]
         documents, scores, tokens = self.documents(source), self.scores(source), self.tokens(source)
 
         def make() -> Artifact:
             aligned = zip(documents.refs, _aligned(scores, len(documents.keys)), tokens.refs, strict=True)
-            tasks = [select.task(source, config.filters, config.tokenize_where, ref, refs, token) for ref, refs, token in aligned]
-            return self.runner.run(select.STEP, source, tasks, inputs=[documents, *scores, tokens])
+            tasks = [select.task(name, rules, config.tokenize_where, ref, refs, token) for ref, refs, token in aligned]
+            return self.runner.run(select.STEP, name, tasks, inputs=[documents, *scores, tokens])
 
-        return self._once("select", source, make)
+        return self._once("select", name, make)
 
     def curate(self) -> None:
-        for source in self.recipe.sources:
-            self.selection(source)
+        for name in self.recipe.selections():
+            self.selection(name)
 
     def tokenize_all(self) -> None:
         for source in self.recipe.sources:
@@ -204,7 +208,7 @@ class Pipeline:
     # -- mixes -------------------------------------------------------------------------------------------------------------------
 
     def _sources(self, names: list[str]) -> tuple[dict[str, tuple[list[ShardRef], list[ShardRef]]], list[Artifact]]:
-        pairs = {name: (self.tokens(name), self.selection(name)) for name in names}
+        pairs = {name: (self.tokens(name.partition("/")[0]), self.selection(name)) for name in names}
         refs = {name: (tokens.refs, selection.refs) for name, (tokens, selection) in pairs.items()}
         return refs, [artifact for pair in pairs.values() for artifact in pair]
 
@@ -289,7 +293,7 @@ class Pipeline:
     def training_mixes(self) -> None:
         """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""
         pretrain = self._require("pretrain")
-        names = [pretrain.mix, *([self.recipe.anneal.mix] if self.recipe.anneal else [])]
+        names = dict.fromkeys([pretrain.mix, *(run.mix for run in (self.recipe.anneal.runs() if self.recipe.anneal else []))])
         for artifact in (*map(self.mix, names), *map(self._micro_mix, self.recipe.micro_anneals)):
             if artifact.is_whole:
                 header = json.loads(input_files(self.store, artifact.refs[0])["mix.json"].read_text())
@@ -300,10 +304,8 @@ class Pipeline:
                     )
 
     def anneals(self) -> dict[str, Artifact]:
-        config = self._require("anneal")
-        start, over = self.pretrain(), self.mix(config.mix)
-        names = {seed: f"anneal {seed}" for seed in config.seeds}
-        return {name: self._train(name, over, start, seed, {"kind": "linear_to_zero"}, config.steps) for seed, name in names.items()}
+        runs, start, schedule = self._require("anneal").runs(), self.pretrain(), {"kind": "linear_to_zero"}
+        return {run.name: self._train(run.name, self.mix(run.mix), start, run.seed, schedule, run.steps) for run in runs}
 
     def soup(self) -> Artifact:
         ingredients = list(self.anneals().values())

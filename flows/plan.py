@@ -3,34 +3,81 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+from flows import tables
+from flows.declared import Sizes
 from flows.pipeline import Pipeline, make_runner
-from flows.recipe import Recipe
+from flows.recipe import MICRO, Recipe
 from tasks.errors import RecipeError
+from tasks.mix_plan import CompositionRow
+from tasks.raw_files import Unreachable
 from tasks.shards import Artifact, ShardRef, input_files
 
 PEAK_FLOPS = 989.5e12  # dense bf16 of an H100 or H200
 UTILISATION = 0.4  # of the peak; what well-tuned trainers of this size reach is 0.4 to 0.5
+LISTINGS_AT_ONCE = 16  # they wait for servers
 
 
 def make_plan(recipe: Recipe, stage: str, price: float) -> dict[str, Any]:
-    """Rows by step and notes in words. Documents and tokens are told where a step has run; nobody knows them before."""
-    pipeline = _dry(recipe, stage)
-    rows = [_row(artifact) for artifact in pipeline.runner.artifacts.values()]
-    training = [
-        _training(pipeline, artifact)
-        for artifact in pipeline.runner.artifacts.values()
-        if artifact.step == "train" and not artifact.is_whole
-    ]
-    return {"recipe": recipe.name, "store": recipe.store, "steps": rows, "training": training, "notes": _notes(rows, training, price)}
+    """Rows by step, training runs, tables beside those that the recipe calls `reported`, and notes in words.
 
-
-def _dry(recipe: Recipe, stage: str) -> Pipeline:
+    Documents and tokens are told where a step has run; before, nobody knows them but by what the recipe declares. Sources whose place does
+    not answer are planned from that alone: which shards they would have is not known.
+    """
     pipeline = Pipeline(recipe, make_runner(recipe, plan_only=True))
     pipeline.corpus()
-    getattr(pipeline, stage)()
-    return pipeline
+    unlisted = _unlisted(pipeline)
+    if unlisted:
+        _plan_listed(pipeline, unlisted, stage)
+    else:
+        getattr(pipeline, stage)()
+    sizes = tables.known_sizes(pipeline)
+    mixes, failed = tables.compositions(pipeline, sizes)
+    rows = [_row(artifact) for artifact in pipeline.runner.artifacts.values()]
+    rows += [_declared_row(name, sizes[name]) for source in unlisted for name in recipe.selections_of(source)]
+    training = [_cost(pipeline, run, mixes) for run in _runs(recipe, stage) if not _is_made(pipeline, "train", run.name)]
+    notes = _notes(rows, training, price) + _caveats(recipe, unlisted, failed)
+    return {
+        "recipe": recipe.name,
+        "store": recipe.store,
+        "steps": rows,
+        "mixes": mixes,
+        "training": training,
+        "tables": tables.tables(recipe, sizes, mixes),
+        "unlisted": unlisted,
+        "notes": notes,
+    }
+
+
+def _unlisted(pipeline: Pipeline) -> dict[str, str]:
+    """The sources whose place does not answer, with the fault. Raises UserError for any other fault of a source's files."""
+
+    def fault(source: str) -> str | None:
+        try:
+            pipeline.files(source)
+        except Unreachable as error:
+            return str(error)
+        return None
+
+    sources = list(pipeline.recipe.sources)
+    with ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
+        faults = dict(zip(sources, pool.map(fault, sources), strict=True))
+    return {source: told for source, told in faults.items() if told is not None}
+
+
+def _plan_listed(pipeline: Pipeline, unlisted: Mapping[str, str], stage: str) -> None:
+    """What can be planned of a recipe some of whose sources are not listed: the curation of the others, and the mixes of them alone."""
+    make = pipeline.tokens if stage == "tokenize_all" else pipeline.selection
+    for source in pipeline.recipe.sources:
+        if source not in unlisted:
+            for name in [source] if stage == "tokenize_all" else pipeline.recipe.selections_of(source):
+                make(name)
+    for name, mix in pipeline.recipe.mixes.items():
+        if stage not in ("curate", "tokenize_all") and not any(source.partition("/")[0] in unlisted for source in mix.sources):
+            pipeline.mix(name)
 
 
 def _row(artifact: Artifact) -> dict[str, Any]:
@@ -44,47 +91,107 @@ def _row(artifact: Artifact) -> dict[str, Any]:
     return row
 
 
-def _training(pipeline: Pipeline, artifact: Artifact) -> dict[str, Any]:
-    """Tokens, FLOPs and GPU hours of a run that is still to be made; None where its mix is not made yet and the recipe sets no steps."""
+def _declared_row(name: str, sizes: Sizes) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": "declared", "name": name, "id": None, "shards": None, "reused": None, "to_run": None}
+    return row | {measure: _whole(getattr(sizes, measure)) for measure in ("documents", "tokens", "bytes")}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+class Run(NamedTuple):
+    """A training run of a recipe: its name, the mix that it reads and its steps (None: one epoch)."""
+
+    name: str
+    mix: str
+    steps: int | None
+
+
+def _runs(recipe: Recipe, stage: str) -> list[Run]:
+    """The training runs of a stage, whether they are made or not."""
+    if recipe.pretrain is None or stage in ("curate", "tokenize_all", "mix_all"):
+        return []
+    runs = [Run("pretrain", recipe.pretrain.mix, recipe.pretrain.steps)]
+    if stage in ("end_to_end", "micro_anneal_all"):
+        runs += [Run(f"{MICRO}{name}", f"{MICRO}{name}", None) for name in recipe.micro_anneals]
+    if recipe.anneal is not None and stage in ("end_to_end", "anneals", "soup_all", "evaluate_all"):
+        runs += [Run(run.name, run.mix, run.steps) for run in recipe.anneal.runs()]
+    return runs
+
+
+def _is_made(pipeline: Pipeline, step: str, name: str) -> bool:
+    made = pipeline.made.get((step, name))
+    return made is not None and made.is_whole
+
+
+def _cost(pipeline: Pipeline, run: Run, mixes: Mapping[str, list[CompositionRow]]) -> dict[str, Any]:
+    """Tokens, FLOPs and GPU hours of a run; None where its mix cannot be planned and the recipe sets no steps."""
     recipe = pipeline.recipe
     assert recipe.pretrain and recipe.model
-    batch = recipe.pretrain.global_batch_instances * recipe.sequence_length
-    steps = (
-        recipe.pretrain.steps
-        if artifact.name == "pretrain"
-        else recipe.anneal.steps
-        if recipe.anneal and artifact.name.startswith("anneal ")
-        else None
-    )
-    mix = next(pipeline.runner.artifacts[name] for name in artifact.inputs if pipeline.runner.artifacts[name].step == "mix")
-    if steps is None and mix.is_whole:
-        header = json.loads(input_files(pipeline.store, ShardRef(mix.step, mix.keys[0]))["mix.json"].read_text())
-        steps = header["instances"] // recipe.pretrain.global_batch_instances
+    steps = run.steps if run.steps is not None else _epoch(pipeline, run.mix, mixes)
     if steps is None:
-        return {"name": artifact.name, "tokens": None, "flops": None, "gpu_hours": None}
+        return {"name": run.name, "mix": run.mix, "steps": None, "tokens": None, "flops": None, "gpu_hours": None}
+    tokens = steps * recipe.pretrain.global_batch_instances * recipe.sequence_length
     vocabulary = getattr(recipe.tokenizer, "vocab_size", 100_352)
-    flops = steps * batch * recipe.model.config(vocabulary, recipe.sequence_length).flops_per_token(recipe.sequence_length)
-    return {"name": artifact.name, "tokens": steps * batch, "flops": flops, "gpu_hours": flops / (PEAK_FLOPS * UTILISATION) / 3600}
+    flops = tokens * recipe.model.config(vocabulary, recipe.sequence_length).flops_per_token(recipe.sequence_length)
+    hours = flops / (PEAK_FLOPS * UTILISATION) / 3600
+    return {"name": run.name, "mix": run.mix, "steps": steps, "tokens": tokens, "flops": flops, "gpu_hours": hours}
+
+
+def _epoch(pipeline: Pipeline, mix: str, mixes: Mapping[str, list[CompositionRow]]) -> int | None:
+    """Steps of one epoch of a mix: of its instances where it is made, of its tokens where it is planned."""
+    recipe = pipeline.recipe
+    assert recipe.pretrain
+    if _is_made(pipeline, "mix", mix):
+        made = pipeline.made["mix", mix]
+        instances = json.loads(input_files(pipeline.store, ShardRef(made.step, made.keys[0]))["mix.json"].read_text())["instances"]
+    elif mix in mixes:
+        instances = sum(row["tokens"] for row in mixes[mix]) // recipe.sequence_length
+    else:
+        return None
+    return int(instances) // recipe.pretrain.global_batch_instances
 
 
 def _notes(rows: list[dict[str, Any]], training: list[dict[str, Any]], price: float) -> list[str]:
-    to_run = sum(row["to_run"] for row in rows)
-    notes = [f"{to_run:,} of {sum(row['shards'] for row in rows):,} shards to run" if to_run else "everything is there: nothing to run"]
+    counted = [row for row in rows if row["shards"] is not None]
+    to_run = sum(row["to_run"] for row in counted)
+    notes = [f"{to_run:,} of {sum(row['shards'] for row in counted):,} shards to run" if to_run else "everything is there: nothing to run"]
+    if not counted:
+        notes = []
     known = [run for run in training if run["flops"] is not None]
     if known:
         hours = sum(run["gpu_hours"] for run in known)
         cost = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
         tokens, flops = sum(run["tokens"] for run in known), sum(run["flops"] for run in known)
-        notes.append(f"training: {tokens:,} tokens, {flops:.3g} FLOPs, {hours:.3g} H100 hours at {UTILISATION:.0%} of the peak{cost}")
+        notes.append(f"training: {tokens:,} tokens, {flops:.3g} FLOPs, {hours:,.3g} H100 hours at {UTILISATION:.0%} of the peak{cost}")
     unknown = [run["name"] for run in training if run["flops"] is None]
     if unknown:
         notes.append(f"not known before their mixes are made: the tokens of {', '.join(unknown)}")
     return notes
 
 
+def _caveats(recipe: Recipe, unlisted: Mapping[str, str], failed: Mapping[str, str]) -> list[str]:
+    """What the plan does not know, and whose word it takes instead."""
+    notes = []
+    if unlisted:
+        names = ", ".join(unlisted) if len(unlisted) < len(recipe.sources) else f"any of the {len(unlisted)} sources"
+        config = recipe.selections()
+        declared = [config[name].declared for source in unlisted for name in recipe.selections_of(source)]
+        references = ", ".join(dict.fromkeys(each.reference for each in declared if each)) or "nobody"
+        first = next(iter(unlisted.values()))
+        notes.append(f"could not list {names}: their shards are not known, and their sizes are those declared by {references} ({first})")
+    if recipe.reported or unlisted:
+        notes += [f"the mix {name} is not planned: {reason}" for name, reason in failed.items()]
+    return notes
+
+
 def check_step(recipe: Recipe, step: str, name: str | None) -> None:
     """Raise RecipeError where a recipe has no such step, or no such source, mix or run in it."""
-    found = [(artifact.step, artifact.name) for artifact in _dry(recipe, "end_to_end").runner.artifacts.values()]
+    pipeline = Pipeline(recipe, make_runner(recipe, plan_only=True))
+    pipeline.corpus()
+    pipeline.end_to_end()
+    found = [(artifact.step, artifact.name) for artifact in pipeline.runner.artifacts.values()]
     if step not in {each for each, _ in found}:
         raise RecipeError(f"the recipe {recipe.name} has no step {step!r}; it has {', '.join(dict.fromkeys(each for each, _ in found))}")
     names = [each for kind, each in found if kind == step]

@@ -17,6 +17,10 @@ from tasks.sources.base import RawFile
 from tasks.store import Store, fingerprint, sha256_of
 
 
+class Unreachable(UserError):
+    """The place of raw files does not answer: no network, no credentials, a server that is down."""
+
+
 def find_source(store: Store, source: str, config: SourceConfig) -> tuple[list[RawFile], list[RawFile]]:
     """The files of a source; of a folder, those that belong to its format."""
     return find(store, source, config.paths, lambda name: belongs(name, config.format))
@@ -32,7 +36,16 @@ def find(
     """
     found: dict[str, RawFile] = {}
     for path in paths:
-        urls = _expand(path, wanted)
+        try:
+            urls = _expand(path, wanted)
+        except UserError:
+            raise
+        except FileNotFoundError:
+            urls = []
+        except Exception as error:  # each file system raises what its own client library does
+            if _is_local(path):
+                raise
+            raise Unreachable(f"{source}: {path} cannot be listed: {error}") from error
         if not urls:
             raise UserError(f"{source}: no file matches {path}; check its `paths` in the recipe")
         base = _base(path)
@@ -63,8 +76,11 @@ def _split(path: str) -> tuple[Any, str]:
         fs, root = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-    return fs, os.path.normpath(root) if local else root
+    return fs, os.path.normpath(root) if _is_local(path) else root
+
+
+def _is_local(path: str) -> bool:
+    return fsspec.utils.get_protocol(path) in ("file", "local")
 
 
 def _file_name(path: str) -> str:
@@ -86,7 +102,7 @@ def _describe(store: Store, url: str, base: str) -> RawFile:
     fs, path = fsspec.core.url_to_fs(url)
     info = fs.info(path)
     size = int(info["size"])
-    tag = info.get("ETag") or info.get("etag")
+    tag = info.get("ETag") or info.get("etag") or info.get("blob_id")  # the last is the Hugging Face hub's: git's hash of the content
     if tag:
         return RawFile(url, name, size, fingerprint({"etag": str(tag).strip('"'), "size": size}))
     if url.startswith("file://"):
