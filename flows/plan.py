@@ -162,9 +162,10 @@ def _notes(rows: list[dict[str, Any]], training: list[dict[str, Any]], price: fl
     known = [run for run in training if run["flops"] is not None]
     if known:
         hours = sum(run["gpu_hours"] for run in known)
+        hours_text = f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
         cost = f", {hours * price:,.2f} at {price:g} an hour" if price else ""
         tokens, flops = sum(run["tokens"] for run in known), sum(run["flops"] for run in known)
-        notes.append(f"training: {tokens:,} tokens, {flops:.3g} FLOPs, {hours:,.3g} H100 hours at {UTILISATION:.0%} of the peak{cost}")
+        notes.append(f"training: {tokens:,} tokens, {flops:.3g} FLOPs, {hours_text} H100 hours at {UTILISATION:.0%} of the peak{cost}")
     unknown = [run["name"] for run in training if run["flops"] is None]
     if unknown:
         notes.append(f"not known before their mixes are made: the tokens of {', '.join(unknown)}")

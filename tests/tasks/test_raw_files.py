@@ -5,11 +5,12 @@ import os
 import shutil
 
 import fsspec
+import fsspec.implementations.memory
 import pytest
 
 from tasks import raw_files
 from tasks.errors import UserError
-from tasks.raw_files import find, find_source
+from tasks.raw_files import Unreachable, find, find_source
 from tasks.sources import SourceConfig
 from tasks.store import Store
 
@@ -205,3 +206,57 @@ def test_an_object_stores_tag_stands_for_the_content(store, memory, monkeypatch)
     tags["a.jsonl"] = '"tag3"'
     after, _ = find(store, "web", [f"{memory}/**/*.jsonl"])
     assert [one.content_id == two.content_id for one, two in zip(before, after, strict=True)] == [False, True]
+
+
+# -- places that do not answer, and the Hugging Face hub --------------------------------------------------------------------------------
+
+
+class Hub(fsspec.implementations.memory.MemoryFileSystem):
+    """As the hub's file system tells of its files: no ETag, git's hash of the content. Nobody may read a file to know it."""
+
+    protocol = "hubtest"
+    blob, fault = "1" * 40, None
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("hubtest:"))
+
+    def info(self, path, **kwargs):
+        return {**super().info(path, **kwargs), "blob_id": Hub.blob}
+
+    def glob(self, path, **kwargs):
+        if Hub.fault:
+            raise Hub.fault
+        return super().glob(path, **kwargs)
+
+    def open(self, path, mode="rb", **kwargs):
+        assert "r" not in mode, "a listing reads no file"
+        return super().open(path, mode, **kwargs)
+
+
+@pytest.fixture
+def hub():
+    fsspec.register_implementation("hubtest", Hub, clobber=True)
+    Hub.blob, Hub.fault = "1" * 40, None
+    fsspec.filesystem("hubtest").pipe_file("/set/a.jsonl", b"{}")
+    return "hubtest://set/*.jsonl"
+
+
+def test_a_file_of_the_hub_is_known_by_gits_hash_and_not_read(store, hub):
+    (first,) = find(store, "web", [hub])[0]
+    Hub.blob = "2" * 40
+    (second,) = find(store, "web", [hub])[0]
+    assert first.content_id != second.content_id
+
+
+def test_a_place_that_does_not_answer_is_told_with_the_source_and_the_path(store, hub):
+    Hub.fault = RuntimeError("no network")  # whatever its client library raises
+    with pytest.raises(Unreachable, match=r"^sources\.web: hubtest://set/\*\.jsonl cannot be listed: no network$"):
+        find(store, "sources.web", [hub])
+
+
+def test_a_place_that_answers_without_the_folder_is_no_place_that_does_not_answer(store, hub):
+    Hub.fault = FileNotFoundError("no such repository")
+    with pytest.raises(UserError, match="no file matches") as error:
+        find(store, "sources.web", [hub])
+    assert not isinstance(error.value, Unreachable)
