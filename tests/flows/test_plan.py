@@ -17,6 +17,7 @@ from flows.pipeline import Pipeline
 from flows.plan import make_plan
 from flows.recipe import Recipe, load
 from tasks.errors import RecipeError, UserError
+from tasks.raw_files import find_source
 from tasks.shards import Engine, Runner, ShardRef, input_files, run_shard
 from tasks.store import Store
 from trainer.optim import cosine
@@ -123,6 +124,29 @@ def test_the_13b_is_the_soup_of_three_anneals_of_100b_and_one_of_300b(offline, t
     runs = plan_of("olmo2-13b", tmp_path)["training"][1:]
     assert [run["name"] for run in runs] == ["anneal 1110", "anneal 2662", "anneal 6209", "anneal dolmino-300b 2662"]
     assert [round(run["tokens"] / 1e9) for run in runs] == [100, 100, 100, 300]
+
+
+def test_a_copy_of_the_data_elsewhere_is_read_without_its_tests_issues_and_notebooks(tmp_path, monkeypatch):
+    """The published folders hold evaluation data and files of other columns beside the training data."""
+    wanted = {
+        "starcoder": ["c/train-0.parquet", "go/train-0.parquet", "java/train-0.parquet", "julia/train-0.parquet"],
+        "gsm8k": ["math/gsm8k/main/train/0.jsonl.zst", "math/gsm8k/socratic/train/0.jsonl.zst"],
+        "dolmino_synth_math": ["math/dolmino_math_synth/basic_math/a_TRAIN.jsonl", "math/dolmino_math_synth/gsm_mind/debate/b.jsonl"],
+        "pes2o": ["pes2o/pes2o-0000.json.gz"],
+    }
+    left = ["github-issues/a.parquet", "git-commits/b.parquet", "jupyter-scripts/c.parquet", "math/gsm8k/socratic/test/0.jsonl.zst"]
+    left += ["math/dolmino_math_synth/basic_math/a_EVAL.jsonl", "pes2o/README.md"]
+    wanted["dolmino_synth_math"].insert(1, "math/dolmino_math_synth/gsm8k-synth/resample_v1_6x/c.jsonl")
+    for name in [*left, *(name for names in wanted.values() for name in names)]:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    for variable in ("STARCODER", "DOLMINO", "OLMO_MIX"):
+        monkeypatch.setenv(f"OLMOFLOW_{variable}", str(tmp_path / "data"))
+    recipe = load(RECIPES / "olmo2-data.yaml")
+    for source, names in wanted.items():
+        found, _ = find_source(Store(str(tmp_path / "store")), source, recipe.sources[source])
+        assert {raw.url for raw in found} == {(tmp_path / "data" / name).as_uri() for name in names}
 
 
 # -- recipes of one's own ------------------------------------------------------------------------------------------------------------
