@@ -92,10 +92,15 @@ def line_of(artifact: Artifact) -> str:
         flow += "".join(
             f", {books.counts[name]:,} {name.replace('_', ' ')}" for name in ("scored", "taken_over", "skipped") if books.counts.get(name)
         )
+    if artifact.step == "clusters":
+        flow += f", {books.counts['duplicates']:,} duplicates in {books.counts['clusters']:,} clusters" if books.counts else ""
     if "documents" in books.counts and books.unit != "documents":
         flow += f", {books.counts['documents']:,} documents"
     if "tokens" in books.counts and artifact.step != "select":
         flow += f", {books.counts['tokens']:,} tokens"
+    masked = sum(number for name, number in books.counts.items() if name.startswith("masked_"))
+    if masked:
+        flow += f", {masked:,} addresses and numbers masked"
     if books.quarantined:
         flow += f", {books.quarantined:,} quarantined"
     return f"{artifact.step:<12} {artifact.name:<28} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")

@@ -15,6 +15,8 @@ import fsspec
 
 from flows.recipe import MICRO, Recipe
 from tasks import (
+    clusters,
+    duplicates,
     evaluate,
     export,
     ingest,
@@ -23,6 +25,7 @@ from tasks import (
     sample_corpus,
     score,
     select,
+    signatures,
     soup,
     tokenize,
     train,
@@ -86,10 +89,34 @@ class Pipeline:
         config = self.recipe.sources[source]
 
         def make() -> Artifact:
-            tasks = [ingest.task(source, config.reader(), raw) for raw in self.files(source)]
+            tasks = [ingest.task(source, config.reader(), raw, config.mask_personal_data) for raw in self.files(source)]
             return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
 
         return self._once("ingest", source, make)
+
+    def duplicates(self, source: str) -> list[Artifact]:
+        """The column that tells duplicates, where the source asks for it. Clusters are made from all shards at once."""
+        config = self.recipe.sources[source].deduplicate
+        if config is None:
+            return []
+        documents = self.documents(source)
+
+        def sign() -> Artifact:
+            tasks = _weighed([signatures.task(source, config, ref) for ref in documents.refs], documents)
+            return self.runner.run(signatures.STEP, source, tasks, inputs=[documents])
+
+        signed = self._once("signatures", source, sign)
+
+        def cluster() -> Artifact:
+            return self.runner.run(clusters.STEP, source, [clusters.task(source, config, signed.refs)], inputs=[signed])
+
+        found = self._once("clusters", source, cluster)
+
+        def tell() -> Artifact:
+            tasks = [duplicates.task(source, found.refs[0], number) for number in range(len(documents.keys))]
+            return self.runner.run(duplicates.STEP, source, tasks, inputs=[found])
+
+        return [self._once("duplicates", source, tell)]
 
     def scorer_model(self, name: str) -> list[Input]:
         """The model of a scorer as inputs of its shards: trained here, or given as files."""
@@ -121,8 +148,9 @@ class Pipeline:
         return raw_files.find(self.store, f"scorers.{name}", [model])[0]
 
     def scores(self, source: str) -> list[Artifact]:
-        """One artifact for each scorer of the source, in the recipe's order; a later one may read the columns of those before it."""
-        done: list[Artifact] = []
+        """Columns beside the documents: duplicates, then one artifact for each scorer of the source, in the recipe's order; a later one
+        may read the columns of those before it."""
+        done = self.duplicates(source)
         documents = self.documents(source)
         for name in self.recipe.sources[source].scores:
             model, before = self.scorer_model(name), list(done)
@@ -151,10 +179,9 @@ class Pipeline:
     def _read_by(self, source: str, rules: list[Filter], scores: list[Artifact]) -> list[Artifact]:
         """Of a source's scores, those whose columns the rules read: another scorer must not change what depends on the rules."""
         columns = {rule.column for rule in rules}
-        names = dict(
-            zip((f"{source}: {name}" for name in self.recipe.sources[source].scores), self.recipe.sources[source].scores, strict=True)
-        )
-        return [artifact for artifact in scores if columns & column_names(self.recipe.scorers[names[artifact.name]].scorer)]
+        held = {f"{source}: {name}": column_names(self.recipe.scorers[name].scorer) for name in self.recipe.sources[source].scores}
+        held[source] = {duplicates.COLUMN}
+        return [artifact for artifact in scores if columns & held[artifact.name]]
 
     def tokenizer(self) -> Artifact:
         config = self.recipe.tokenizer

@@ -27,6 +27,7 @@ from tasks.filters import Filter
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSource, MixSpec
 from tasks.scorers import ScorerConfig
+from tasks.signatures import Deduplicate
 from tasks.sources import SourceConfig
 from tasks.tokenize import TokenizeWhere
 from tasks.train_scorer import ScorerTraining
@@ -91,6 +92,12 @@ class Source(SourceConfig):
     """A source: its raw files, what is measured of its documents, and which of them are wanted."""
 
     model_config = ConfigDict(extra="forbid")
+    mask_personal_data: bool = Field(
+        default=False, description="Mask e-mail addresses, phone numbers and IP addresses.", json_schema_extra=_at(18)
+    )
+    deduplicate: Deduplicate | None = Field(
+        default=None, description="Tell duplicates, in a column `duplicate` that filters read.", json_schema_extra=_at(19)
+    )
     scores: dict[str, ScoreUse] = Field(default={}, description="Scorers to run, cheap ones first.", json_schema_extra=_at(20))
     tokenize_where: TokenizeWhere = Field(
         default=TokenizeWhere(), description="The loosest cut that will be asked for.", json_schema_extra=_at(21)

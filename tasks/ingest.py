@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tasks import masking
 from tasks.documents import FILE, DocumentWriter
 from tasks.shards import Shard, ShardTask, Step
 from tasks.sources import READERS, SourceConfig, place, typed_columns
@@ -11,9 +14,14 @@ from tasks.store import Books
 STEP = Step("ingest", 1, "tasks.ingest", ("resiliparse", "lxml"))
 
 
-def task(source: str, config: SourceConfig, raw: RawFile) -> ShardTask:
-    """The shard of one raw file. Where it lies is no part of the key, save what of it the reader writes into documents (a dump's site)."""
-    settings = {"source": source, "reader": config.model_dump(mode="json", exclude={"paths"}), "place": place(raw, config)}
+def task(source: str, config: SourceConfig, raw: RawFile, mask: bool = False) -> ShardTask:
+    """The shard of one raw file. Where it lies is no part of the key, save what of it the reader writes into documents (a dump's site).
+
+    mask: put masking tokens for the personal data in the texts (`tasks.masking`); ids, columns and metadata stay as they are.
+    """
+    settings: dict[str, Any] = {"source": source, "reader": config.model_dump(mode="json", exclude={"paths"}), "place": place(raw, config)}
+    if mask:
+        settings["mask_personal_data"] = masking.VERSION
     return ShardTask(raw.name, settings, {"raw": [raw]}, weight=raw.size)
 
 
@@ -33,9 +41,12 @@ def run(shard: Shard) -> Books:
             books.count("unreadable_bytes", item.unreadable_bytes)
             shard.quarantine(raw.url.removeprefix("file://"), item.position, item.cause, item.raw, item.units, item.unreadable_bytes)
         else:
+            text, masked = masking.mask(item.text) if "mask_personal_data" in shard.config else (item.text, {})
             books.kept += item.units
             books.count("documents")
-            books.count("bytes", writer.write(item.id, item.text, item.added, item.created, item.metadata, item.columns))
+            for kind, number in masked.items():
+                books.count(f"masked_{kind}", number)
+            books.count("bytes", writer.write(item.id, text, item.added, item.created, item.metadata, item.columns))
             books.count("repaired_surrogates", int(item.repaired))
     writer.close()
     return books

@@ -19,20 +19,26 @@ from tasks.store import Books, Record, Store, canonical_json, fingerprint
 
 @dataclass(frozen=True)
 class Step:
-    """A step's identity: a new `version` when its output changes for equal input, and the libraries whose versions matter."""
+    """A step's identity: a new `version` when its output changes for equal input, and the libraries whose versions matter.
+
+    by_content: what reads a shard of this step depends on the bytes that it holds, not on what it was made from. For a step that sees all
+    shards at once, of which one new file would else make everything after it anew.
+    """
 
     name: str
     version: int
     module: str
     libraries: tuple[str, ...] = ()
+    by_content: bool = False
 
 
 @dataclass(frozen=True)
 class ShardRef:
-    """A shard of an earlier step, as an input."""
+    """A shard of an earlier step, as an input. `content`, where it is given, stands for it in the keys of what reads it."""
 
     step: str
     key: str
+    content: str = ""
 
 
 Input = ShardRef | RawFile  # a raw file counts by its content; where it lies and what it is called are no part of a key
@@ -64,7 +70,11 @@ class ShardTask:
 
 
 def _content(item: Input) -> str:
-    return item.content_id if isinstance(item, RawFile) else f"{item.step}:{item.key}"
+    return item.content_id if isinstance(item, RawFile) else f"{item.step}:{item.content or item.key}"
+
+
+def _digest(record: Record) -> str:
+    return fingerprint({stored.name: stored.sha256 for stored in record.files})
 
 
 def library_version(name: str) -> str:
@@ -87,10 +97,13 @@ class Artifact:
     made: int = 0
     inputs: list[str] = field(default_factory=list)
     raw_files: list[RawFile] = field(default_factory=list)  # of all shards, in their order
+    by_content: bool = False
 
     @property
     def refs(self) -> list[ShardRef]:
-        return [ShardRef(self.step, key) for key in self.keys]
+        """The shards as inputs; one of a step `by_content` that is not made yet can only be told by its key."""
+        contents = [_digest(record) if self.by_content and record else "" for record in self.records]
+        return [ShardRef(self.step, key, content) for key, content in zip(self.keys, contents, strict=True)]
 
     @property
     def is_whole(self) -> bool:
@@ -203,7 +216,8 @@ class Runner:
     ) -> Artifact:
         # a shard's record remembers the name it was first made under; a raw file may have been renamed since
         identity = f"{step.name}-{fingerprint({'step': step.name, 'shards': keys})[:12]}"
-        return Artifact(identity, step.name, name, keys, records, made, [artifact.id for artifact in inputs])
+        sources = [artifact.id for artifact in inputs]
+        return Artifact(identity, step.name, name, keys, records, made, sources, by_content=step.by_content)
 
     def _book(self, step: Step, missing: dict[str, ShardTask], artifact: Artifact) -> None:
         made = sum((record.books for record in artifact.records if record and record.key in missing), Books())
