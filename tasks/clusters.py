@@ -1,7 +1,7 @@
 """Clusters: which documents of a source are duplicates, and of which. Sees all signatures of the source at once: one task.
 
 Duplicates of duplicates are one cluster. The member with the smallest key is kept, so neither the order of the shards nor the number of
-workers changes what is kept. Memory: about 65 bytes a document, whatever the number of buckets.
+workers changes what is kept. Memory: about 100 bytes a document, whatever the number of buckets.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ def run(shard: Shard) -> Books:
     paths = [files[SIGNATURES] for files in shard.inputs["signatures"]]
     rows = [int(pq.read_metadata(path).num_rows) for path in paths]
     columns = [name for name in pq.read_schema(paths[0]).names if name.startswith(BUCKET)] if paths else []
-    by_key = np.lexsort((_column(paths, "exact")[0], _column(paths, "key")[0]))  # equal in both: the same document twice
+    by_key = np.lexsort((_column(paths, rows, "exact")[0], _column(paths, rows, "key")[0]))  # equal in both: the same document twice
     rank = np.empty_like(by_key)
     rank[by_key] = np.arange(len(by_key))
     first = np.arange(len(by_key))
     for name in [*(["exact"] if shard.config["exact"] and paths else []), *columns]:
-        values, there = _column(paths, name)
-        join(first, *_equal(values, rank[there]))
+        join(first, *_equal(*_column(paths, rows, name), rank))
     found = np.flatnonzero(first != np.arange(len(first)))
     _write(shard.folder / FILE, paths, rows, by_key[found], by_key[first[found]])
     (shard.folder / ROWS).write_text(json.dumps(rows))
@@ -53,29 +52,30 @@ def run(shard: Shard) -> Books:
     return books
 
 
-def _column(paths: list[Path], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(values that are not null, their positions) of a column over all shards."""
-    values, positions, start = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
-    for path in paths:
+def _column(paths: list[Path], rows: list[int], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(values, which of them are not null) of a column over all shards."""
+    values, there = np.zeros(sum(rows), np.uint64), np.zeros(sum(rows), bool)
+    ends = np.cumsum(rows)
+    for path, start, end in zip(paths, ends - rows, ends, strict=True):
         column = pq.read_table(path, columns=[name]).column(name)
-        values.append(column.drop_null().to_numpy())
-        positions.append(start + np.flatnonzero(column.is_valid().to_numpy()))
-        start += len(column)
-    return np.concatenate(values), np.concatenate(positions)
+        values[start:end], there[start:end] = column.fill_null(0).to_numpy(), column.is_valid().to_numpy()
+    return values, there
 
 
-def _equal(values: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _equal(values: np.ndarray, there: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (least rank, rank) of the members of each group of equal values."""
+    if not there.all():
+        values, ranks = values[there], ranks[there]
     order = np.argsort(values)
     values = values[order]
     same = values[1:] == values[:-1]
-    goes_on = np.append(False, same)  # it has the value of the one before it
-    member = goes_on | np.append(same, False)
+    goes_on, member = np.zeros((2, len(values)), bool)  # it has the value of the one before it; or of the one after it
+    goes_on[1:] = member[1:] = same
+    member[:-1] |= same
     ranks, starts = ranks[order[member]], np.flatnonzero(~goes_on[member])
     if not len(starts):
         return ranks, ranks
-    least = np.repeat(np.minimum.reduceat(ranks, starts), np.diff(np.append(starts, len(ranks))))
-    return least, ranks
+    return np.repeat(np.minimum.reduceat(ranks, starts), np.diff(np.append(starts, len(ranks)))), ranks
 
 
 def join(first: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
@@ -99,7 +99,7 @@ def _write(path: Path, paths: list[Path], rows: list[int], duplicates: np.ndarra
     duplicates, kept = duplicates[order], kept[order]
     ends = np.cumsum(rows)
     shards = np.searchsorted(ends, duplicates, side="right")
-    keys, texts = _column(paths, "key")[0], _column(paths, "exact")[0]
+    keys, texts = _column(paths, rows, "key")[0], _column(paths, rows, "exact")[0]
     table = {
         "shard": shards.astype(np.int32),
         "row": duplicates - (ends - rows)[shards] if len(duplicates) else duplicates,

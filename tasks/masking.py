@@ -106,7 +106,7 @@ def _international(text: str) -> Iterator[Span]:
 
 def _north_american(text: str) -> Iterator[Span]:
     for match in _NORTH_AMERICAN.finditer(text):
-        long_distance = re.search(r"1[ .-]$", text[max(0, match.start() - 2) : match.start()])
+        long_distance = re.search(r"(?<![\w.])1[ .-]$", text[max(0, match.start() - 3) : match.start()])
         start = match.start() - 2 if long_distance else match.start()
         if _stands_alone(text, start, match.end()):
             yield start, match.end()

@@ -30,6 +30,9 @@ GOLDEN = {
     ("ingest", "answers"): (1, "d87c626d7641d550"),
     ("ingest", "rows"): (1, "847b89cd7b1d35c3"),
     ("ingest", "books"): (1, "3a59093b4c44986d"),
+    ("signatures", "rows"): (1, "faacf0f5b8397a9e"),
+    ("clusters", "rows"): (1, "c0c1ae38e25a8ba8"),
+    ("duplicates", "rows"): (1, "61c2764d9bf8a29a"),
     ("score", "code: words"): (1, "cbb4b5c10ebbc962"),
     ("score", "code: lengths"): (1, "a6f457cb7c479493"),
     ("tokenizer", "bpe"): (1, "cf08207a575c39f3"),
@@ -94,7 +97,7 @@ def recipe(folder: Path) -> Recipe:
             "filters": [{"column": "stars", "min": 1, "null": "keep"}, {"column": "top_word_share", "max": 0.8}],
         },
         "answers": {"format": "stackexchange", "paths": [f"{folder}/ai.stackexchange.com"]},
-        "rows": {"format": "jsonl", "paths": [f"{folder}/rows"]},
+        "rows": {"format": "jsonl", "paths": [f"{folder}/rows"], "deduplicate": {"minhash": {"ngram": 2}}},
         "books": {"format": "text", "paths": [f"{folder}/books"]},
     }
     return Recipe.model_validate(
