@@ -1,6 +1,7 @@
 """Duplicates are found across shards, one of each cluster is kept whatever the order, and filters read the column like a score."""
 
 import importlib
+import itertools
 import json
 import random
 
@@ -121,12 +122,12 @@ def test_what_is_kept_does_not_depend_on_the_order_or_the_cut_of_the_shards(tmp_
     for turn in range(3):
         names = rng.sample(sorted(documents), len(documents))
         cuts = [0, *sorted(rng.sample(range(1, len(names)), 4)), len(names)]
-        shards = [{name: documents[name] for name in names[a:b]} for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        shards = [{name: documents[name] for name in names[a:b]} for a, b in itertools.pairwise(cuts)]
         assert find(tmp_path / f"{turn}", shards, BOTH)[0] == expected
 
 
 def test_one_document_that_is_there_twice_is_kept_once(tmp_path):
-    told, rows = find(tmp_path, [{"a": "text of it"}, {"a": "text of it"}], {"exact": True})  # as overlapping dumps have it
+    _, rows = find(tmp_path, [{"a": "text of it"}, {"a": "text of it"}], {"exact": True})  # as overlapping dumps have it
     assert len(rows) == 1 and rows[0]["key"] == rows[0]["duplicate_of"] and rows[0]["exact"]
     assert (rows[0]["shard"], rows[0]["row"]) == (1, 0)
 
