@@ -53,7 +53,7 @@ def test_a_text_with_fewer_words_than_an_n_gram_has_no_signature(text):
 
 
 def test_case_numbers_punctuation_and_accents_make_no_difference():
-    assert words("Le 3 MAI, à  l’école: 12.5 %") == words("le 4 mai a l école 7 ")
+    assert words("Le 3 MAI, à  l’école: 12.5 %") == words("le 4 mai a l école 7 ") == [b"le", b"0", b"mai", b"a", b"l", b"ecole", b"0"]
 
 
 def related(rng: random.Random, jaccard: float, size: int = 300) -> tuple[str, str]:
