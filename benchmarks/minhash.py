@@ -28,7 +28,7 @@ def theirs(folder: Path) -> datatrove.MinhashDedupSignature:
 
 def by_datatrove(step: datatrove.MinhashDedupSignature, texts: list[str]) -> list[list[int]]:
     shingles = (step.get_shingles(text) for text in texts)
-    return [sum(step.get_signature(hashes), []) if hashes.size else [] for hashes in shingles]
+    return [[value for bucket in step.get_signature(hashes) for value in bucket] if hashes.size else [] for hashes in shingles]
 
 
 def by_us(signer: Signer, texts: list[str]) -> list[list[int]]:

@@ -27,7 +27,7 @@ _MARKS = regex.compile(r"\p{Mn}+")
 
 
 class MinHash(BaseModel):
-    """Near duplicates: the defaults find nearly all pairs that share 80 % of their word n-grams, half of those that share 70 %."""
+    """Near duplicates: the defaults find nine in ten pairs that share 80 % of their word n-grams, half of those that share 70 %."""
 
     model_config = ConfigDict(extra="forbid")
     ngram: int = Field(default=5, ge=1, description="Words of an n-gram.", json_schema_extra={"position": 0})
