@@ -11,7 +11,7 @@ from tasks.sources import READERS, SourceConfig, place, typed_columns
 from tasks.sources.base import Bad, Dropped, RawFile
 from tasks.store import Books
 
-STEP = Step("ingest", 1, "tasks.ingest", ("resiliparse", "lxml"))
+STEP = Step("ingest", 2, "tasks.ingest", ("resiliparse", "lxml"))
 
 
 def task(source: str, config: SourceConfig, raw: RawFile, mask: bool = False) -> ShardTask:
@@ -19,7 +19,7 @@ def task(source: str, config: SourceConfig, raw: RawFile, mask: bool = False) ->
 
     mask: put masking tokens for the personal data in the texts (`tasks.masking`); ids, columns and metadata stay as they are.
     """
-    settings: dict[str, Any] = {"source": source, "reader": config.model_dump(mode="json", exclude={"paths"}), "place": place(raw, config)}
+    settings: dict[str, Any] = {"source": source, "reader": config.output_config(), "place": place(raw, config)}
     if mask:
         settings["mask_personal_data"] = masking.VERSION
     return ShardTask(raw.name, settings, {"raw": [raw]}, weight=raw.size)

@@ -129,8 +129,15 @@ class SourceConfig(BaseModel):
     )
     min_answer_votes: int = Field(
         default=5,
-        description="stackexchange: accepted answers with fewer votes are left out (report, section 4.1).",
+        description="stackexchange: answers with fewer votes are left out (report, section 4.1).",
         json_schema_extra={"position": 4},
+    )
+    answers: Literal["accepted", "all"] = Field(
+        default="accepted",
+        description=(
+            "stackexchange: a question with its accepted answer (report, section 4.1), or with each answer that has the votes, a document each."
+        ),
+        json_schema_extra={"position": 6},
     )
     site: str | None = Field(
         default=None,
@@ -147,11 +154,14 @@ class SourceConfig(BaseModel):
         }
         if "fields" in given and self.format not in MAPPED_FORMATS:
             raise ValueError(f"`fields` is for the formats {', '.join(MAPPED_FORMATS)}; {self.format} has its own")
-        alien = sorted(given & {"min_question_votes", "min_answer_votes", "site"})
+        alien = sorted(given & {"min_question_votes", "min_answer_votes", "answers", "site"})
         if alien and self.format != "stackexchange":
             raise ValueError(f"`{alien[0]}` is for the format stackexchange, not {self.format}")
         return self
 
     def output_config(self) -> dict[str, Any]:
-        """The part of the config that can change a record: everything but where the files lie."""
-        return self.model_dump(exclude={"paths"})
+        """The part of the config that can change a record: everything but where the files lie, as JSON.
+
+        Settings at their default are left out, so that a new one changes no key of what is there; a new default needs a new step version.
+        """
+        return self.model_dump(mode="json", exclude={"paths"}, exclude_defaults=True)

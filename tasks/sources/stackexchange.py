@@ -1,74 +1,59 @@
-"""Stack Exchange dumps: a question and its accepted answer become one document (report, section 4.1).
+"""Stack Exchange dumps: a question and one of its answers become one document (report, section 4.1).
 
-Two passes over Posts.xml: the first writes the questions that qualify to a scratch database on disk, the second meets the answers.
-So the memory does not grow with the dump, and an answer may stand before its question.
+Two passes over Posts.xml, each straight out of the archive. The first looks at ids, votes and links alone and settles what becomes of each
+post (`verdicts`); the second makes documents of the posts that are kept. A question's text waits in a scratch file, not in memory, until
+its answers come; an answer may also stand before its question.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import lzma
+import os
 import re
-import sqlite3
 import tempfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import PurePosixPath
+from typing import Any
 
-import py7zr
+import numpy as np
 import pyarrow as pa
-from lxml import etree
 
 from tasks.errors import UserError
 from tasks.sources.base import Bad, Dropped, FieldError, Item, RawFile, Record
 from tasks.sources.config import SourceConfig
 from tasks.sources.html import to_text
-from tasks.sources.stream import StreamFault, split
+from tasks.sources.posts_xml import POSTS, NoPosts, Post, parse, rows
+from tasks.sources.stream import StreamFault
+from tasks.sources.verdicts import Census, Fate, judge, tally
 
-POSTS = "Posts.xml"
-SEVEN_ZIP_MAGIC = b"7z\xbc\xaf\x27\x1c"
-QUESTION, ANSWER = 1, 2
-COLUMNS = {"question_score": pa.int64(), "answer_score": pa.int64(), "site": pa.string(), "url": pa.string()}
-
-ARCHIVE_ERRORS = (
-    py7zr.exceptions.ArchiveError,
-    py7zr.exceptions.PasswordRequired,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    OSError,
-    NotImplementedError,
-)
-
-# What may stand around the rows: the declaration, the root element.
-_AROUND = re.compile(rb"\s*(?:<\?xml[^>]*\?>)?\s*(?:</?posts\s*/?>\s*)*", re.IGNORECASE)
-
-
-class Post(NamedTuple):
-    """One `<row/>` of Posts.xml: `number` from 1, its attributes, and those of them that are numbers."""
-
-    number: int
-    id: int
-    kind: int
-    score: int
-    attributes: dict[str, str]
+COLUMNS = {
+    "question_score": pa.int64(),
+    "answer_score": pa.int64(),
+    "accepted": pa.bool_(),
+    "site": pa.string(),
+    "url": pa.string(),
+}
+_NOT_MET, _NO_TEXT = -1, -2  # of a question, where the place of its text in the scratch file would stand
 
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
-    """A Record of 2 units for each pair, a Dropped or Bad for each other post. `file` is a .7z archive or Posts.xml itself."""
+    """A Record for each question with its answer, a Dropped or Bad for each other post. `file` is a .7z archive or Posts.xml itself.
+
+    A question that has several documents is booked with its first one: 2 units, then 1 for each further answer.
+    """
     site = site_of(file, config)
-    with file.open() as stream:
-        archived = stream.read(len(SEVEN_ZIP_MAGIC)) == SEVEN_ZIP_MAGIC
-    if not archived:
-        yield from _read_posts(file, config, site)
+    census = Census(config)
+    try:
+        yield from _count(file, census)
+    except NoPosts as refusal:
+        yield Bad("byte 0", str(refusal), refusal.head, unreadable_bytes=file.size)
         return
-    with tempfile.TemporaryDirectory(prefix="olmoflow-7z-") as folder:
-        posts = _extract(file, Path(folder))
-        if isinstance(posts, Bad):
-            yield posts
-        else:
-            yield from _read_posts(posts, config, site)
+    fates, questions = judge(census)
+    del census
+    yield from (Dropped(reason, count) for reason, count in tally(fates, config).items())
+    with _Pairs(questions, site) as pairs:
+        yield from _pair_up(file, fates, pairs)
 
 
 def site_of(file: RawFile, config: SourceConfig) -> str:
@@ -83,131 +68,145 @@ def site_of(file: RawFile, config: SourceConfig) -> str:
     return name
 
 
-def _extract(file: RawFile, folder: Path) -> RawFile | Bad:
-    """Posts.xml of an archive, on the local disk: 7z cannot be read from the middle, and two passes need it twice."""
+def _count(file: RawFile, census: Census) -> Iterator[Bad]:
+    """First pass: each row's numbers into the census; yields what is Bad."""
     try:
-        with file.open() as stream, py7zr.SevenZipFile(stream) as archive:
-            members = archive.list()
-            unsafe = [member.filename for member in members if _is_unsafe(member.filename) or member.is_symlink]
-            if unsafe:
-                return _unreadable(file, f"the archive is refused: its member {unsafe[0]!r} leads out of the archive's folder")
-            names = [member.filename for member in members if PurePosixPath(member.filename).name == POSTS]
-            if len(names) != 1:
-                return _unreadable(file, f"the archive holds {len(names)} files {POSTS}, not one")
-            archive.extract(path=folder, targets=names)
-    except ARCHIVE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk or the network
-        return _unreadable(file, f"damaged archive: {error or type(error).__name__}")
-    path = folder / names[0]
-    return RawFile(str(path), POSTS, path.stat().st_size, file.content_id)
-
-
-def _unreadable(file: RawFile, cause: str, raw: bytes = b"") -> Bad:
-    return Bad("byte 0", cause, raw, unreadable_bytes=file.size)
-
-
-def _is_unsafe(name: str) -> bool:
-    parts = re.split(r"[/\\]", name)
-    return ".." in parts or parts[0] == "" or parts[0].endswith(":")
-
-
-def _read_posts(file: RawFile, config: SourceConfig, site: str) -> Iterator[Item]:
-    with (
-        tempfile.TemporaryDirectory(prefix="olmoflow-se-") as folder,
-        contextlib.closing(sqlite3.connect(Path(folder) / "questions.db")) as database,
-    ):
-        # The scratch file dies with this reader, so nothing needs to be safe on the disk.
-        database.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
-            "CREATE TABLE questions (id INTEGER PRIMARY KEY, accepted INTEGER, met INTEGER DEFAULT 0, post TEXT)"
-        )
-        yield from _gather_questions(file, config, database)
-        yield from _meet_answers(file, config, database, site)
-        (missing,) = database.execute("SELECT count(*) FROM questions WHERE NOT met").fetchone()
-        if missing:
-            yield Dropped("accepted answer missing", missing)
-
-
-def _gather_questions(file: RawFile, config: SourceConfig, database: sqlite3.Connection) -> Iterator[Item]:
-    """First pass: keeps the questions that qualify; yields everything else that is no answer, and all that is Bad."""
-    for post in _posts(file):
-        if isinstance(post, Bad):
-            yield post
-        elif post.kind == QUESTION:
-            yield from _gather(post, config, database)
-        elif post.kind != ANSWER:
-            yield Dropped("not a question or answer")
-
-
-def _gather(post: Post, config: SourceConfig, database: sqlite3.Connection) -> Iterator[Item]:
-    accepted = post.attributes.get("AcceptedAnswerId")
-    if not accepted:
-        yield Dropped("question without accepted answer")
-    elif post.score < config.min_question_votes:
-        yield Dropped(f"question votes < {config.min_question_votes}")
-    else:
-        try:
-            database.execute("INSERT INTO questions (id, accepted, post) VALUES (?, ?, ?)", (post.id, int(accepted), json.dumps(post)))
-        except sqlite3.IntegrityError:
-            yield _twice(post)
-
-
-def _meet_answers(file: RawFile, config: SourceConfig, database: sqlite3.Connection, site: str) -> Iterator[Item]:
-    """Second pass: what was Bad before is booked already, so only answers are looked at."""
-    for post in _posts(file):
-        if isinstance(post, Bad) or post.kind != ANSWER:
-            continue
-        parent = int(post.attributes["ParentId"])
-        row = database.execute("SELECT accepted, met, post FROM questions WHERE id = ?", (parent,)).fetchone()
-        if row is None:
-            yield Dropped("answer of a dropped question")
-        elif row[0] != post.id:
-            yield Dropped("answer not accepted")
-        elif row[1]:
-            yield _twice(post)
-        else:
-            database.execute("UPDATE questions SET met = 1 WHERE id = ?", (parent,))
-            if post.score < config.min_answer_votes:
-                yield Dropped(f"answer votes < {config.min_answer_votes}")
-                yield Dropped("question of a dropped answer")
+        for number, row in enumerate(rows(file), 1):
+            try:
+                post = parse(row)
+            except FieldError as error:
+                census.add(None)
+                yield Bad(f"row {number}", str(error), b"<row " + row)
             else:
-                yield _pair(Post(*json.loads(row[2])), post, site)
+                census.add(post)
+    except StreamFault as fault:
+        yield fault.bad()
 
 
-def _twice(post: Post) -> Bad:
-    return Bad(f"row {post.number}", f"the post {post.id} stands in the file twice", json.dumps(post.attributes).encode())
+def _pair_up(file: RawFile, fates: bytearray, pairs: _Pairs) -> Iterator[Item]:
+    """Second pass: reads only the rows that are kept; what is dropped or Bad is booked already."""
+    number = 0
+    try:
+        for number, row in enumerate(rows(file), 1):
+            fate = fates[number - 1] if number <= len(fates) else None
+            if fate == Fate.KEPT_QUESTION:
+                yield from pairs.question(parse(row), number)
+            elif fate == Fate.KEPT_ANSWER:
+                yield from pairs.answer(parse(row), number)
+            elif fate == Fate.TWICE:
+                yield Bad(f"row {number}", f"the post {parse(row).id} stands in the file twice", b"<row " + row)
+    except (StreamFault, NoPosts):
+        pass  # a fault that the first pass met is booked; one that it did not meet leaves other rows
+    if number != len(fates):
+        raise UserError(f"{file.url} changed while it was read: it had {len(fates)} rows, then {number}; run again when nobody writes to it.")
+    yield from pairs.rest()
 
 
-def _pair(question: Post, answer: Post, site: str) -> Item:
-    asked, answered = to_text(question.attributes["Body"]), to_text(answer.attributes["Body"])
-    if not asked.strip() or not answered.strip():
-        return Dropped("empty text", 2)
-    title = question.attributes.get("Title", "").strip()
-    url = f"https://{site}/q/{question.id}"
+class _Pairs:
+    """Joins answers to their questions. Holds 13 bytes a kept question; texts are in scratch files that die with the process."""
+
+    def __init__(self, questions: np.ndarray[Any, np.dtype[np.uint32]], site: str) -> None:
+        self.site = site
+        self.ids = questions
+        self.places = np.full(len(questions), _NOT_MET, np.int64)
+        self.booked = np.zeros(len(questions), bool)
+        self.texts = _Scratch()
+        self.early = _Scratch()  # answers that stand before their question
+
+    def __enter__(self) -> _Pairs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.texts.close()
+        self.early.close()
+
+    def question(self, post: Post, number: int) -> Iterator[Item]:
+        text = to_text(post.get("Body"))
+        title = post.get("Title", "").strip()
+        at = self._index(post.id)
+        if not text.strip():
+            self.places[at] = _NO_TEXT
+            yield Dropped("empty text")
+            return
+        tags = [tag for tag in re.split(r"[<>|]+", post.get("Tags", "")) if tag]
+        self.places[at] = self.texts.put(_facts(post, number, f"{title}\n\n{text}" if title else text) | {"tags": tags})
+
+    def answer(self, post: Post, number: int) -> Iterator[Item]:
+        text = to_text(post.get("Body"))
+        if not text.strip():
+            yield Dropped("empty text")
+            return
+        answer = _facts(post, number, text)
+        if self.places[self._index(post.link)] == _NOT_MET:
+            self.early.put(answer)
+        else:
+            yield self._pair(answer)
+
+    def rest(self) -> Iterator[Item]:
+        """The early answers' documents; then the questions that no document was made of."""
+        for answer in self.early:
+            yield self._pair(answer)
+        unpaired = int(np.count_nonzero(~self.booked & (self.places != _NO_TEXT)))
+        if unpaired:
+            yield Dropped(Fate.ANSWERS_DROPPED.reason, unpaired)
+
+    def _index(self, question: int) -> int:
+        return int(np.searchsorted(self.ids, np.uint32(question)))
+
+    def _pair(self, answer: dict[str, Any]) -> Item:
+        at = self._index(answer["link"])
+        if self.places[at] == _NO_TEXT:
+            return Dropped(Fate.PARENT_DROPPED.reason)
+        question = self.texts.get(int(self.places[at]))
+        units = 1 if self.booked[at] else 2
+        self.booked[at] = True
+        return _record(question, answer, self.site, units)
+
+
+def _facts(post: Post, number: int, text: str) -> dict[str, Any]:
+    """What a document needs of a post."""
+    return {
+        "row": number,
+        "id": post.id,
+        "link": post.link,
+        "score": post.score,
+        "text": text,
+        "created": post.get("CreationDate"),
+        "owner": post.get("OwnerUserId") or post.get("OwnerDisplayName"),  # the name is what stays where the account is gone
+        "licence": post.get("ContentLicense"),
+    }
+
+
+def _record(question: dict[str, Any], answer: dict[str, Any], site: str, units: int) -> Record:
+    """The document of a pair. Its id is the question's for the accepted answer, else the answer's, whichever answers the recipe takes."""
+    url, answer_url = f"https://{site}/q/{question['id']}", f"https://{site}/a/{answer['id']}"
+    accepted = question["link"] == answer["id"]
     return Record(
-        position=f"row {question.number}, row {answer.number}",
-        id=f"{site}/q/{question.id}",
-        text=join(f"{title}\n\n{asked}" if title else asked, answered),
-        created=question.attributes.get("CreationDate"),
+        position=f"row {question['row']}, row {answer['row']}",
+        id=(url if accepted else answer_url).removeprefix("https://"),
+        text=join(question["text"], answer["text"]),
+        created=question["created"],
         metadata={
             "url": url,
-            "tags": [tag for tag in re.split(r"[<>|]+", question.attributes.get("Tags", "")) if tag],
-            "question_id": question.id,
-            "answer_id": answer.id,
-            "question_owner": _owner(question),
-            "answer_owner": _owner(answer),
-            "question_licence": question.attributes.get("ContentLicense"),
-            "answer_licence": answer.attributes.get("ContentLicense"),
+            "answer_url": answer_url,
+            "tags": question["tags"],
+            "question_id": question["id"],
+            "answer_id": answer["id"],
+            "question_owner": question["owner"],
+            "answer_owner": answer["owner"],
+            "question_licence": question["licence"],
+            "answer_licence": answer["licence"],
+            "answer_created": answer["created"],
         },
-        columns={"question_score": question.score, "answer_score": answer.score, "site": site, "url": url},
-        units=2,
+        columns={
+            "question_score": question["score"],
+            "answer_score": answer["score"],
+            "accepted": accepted,
+            "site": site,
+            "url": url,
+        },
+        units=units,
     )
-
-
-def _owner(post: Post) -> str | None:
-    """The author's id, or the name that stays where the account is gone."""
-    return post.attributes.get("OwnerUserId") or post.attributes.get("OwnerDisplayName")
 
 
 def join(question: str, answer: str) -> str:
@@ -216,80 +215,35 @@ def join(question: str, answer: str) -> str:
     return question + "\n" * (longest + 1) + answer
 
 
-def _posts(file: RawFile) -> Iterator[Post | Bad]:
-    """The posts of Posts.xml, each row parsed by itself: `<row ` cannot stand within a row, so one bad row costs one row.
+class _Scratch:
+    """Small JSON objects in a temporary file without a name, found again by their place."""
 
-    Nothing but rows is ever given to the parser, so no document type and no entity is read.
-    """
-    pieces = split(file, b"<row ")
-    number = 0
-    try:
-        bad = _check_prologue(next(pieces), file)
-        if bad:
-            yield bad
-            return
-        for number, piece in enumerate(pieces, 1):
-            try:
-                post = _post(piece, number)
-            except FieldError as error:
-                yield Bad(f"row {number}", str(error), b"<row " + piece)
-            else:
-                yield post
-    except StreamFault as fault:
-        try:
-            # The last row may be whole: what it lacks is only the next one's beginning.
-            yield _post(fault.rest, number + 1)
-            fault.rest = b""
-        except FieldError:
-            fault.rest = b"<row " + fault.rest
-        yield fault.bad()
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile(prefix="olmoflow-se-", buffering=1 << 20)  # noqa: SIM115 - closed by `close`
+        self.end = self.flushed = 0
 
+    def put(self, content: dict[str, Any]) -> int:
+        packed = zlib.compress(json.dumps(content).encode(), 1)
+        place = self.end
+        self.end += self.file.write(len(packed).to_bytes(4, "little") + packed)
+        return place
 
-def _check_prologue(piece: bytes, file: RawFile) -> Bad | None:
-    head = piece.removeprefix(b"\xef\xbb\xbf")
-    if b"<!" in head:
-        cause = "a document type or comment before the rows is refused"
-    elif not re.search(rb"<posts[\s/>]", head) or _AROUND.fullmatch(head) is None:
-        cause = f"this is no {POSTS} of a Stack Exchange dump in UTF-8"
-    elif found := re.search(rb"""encoding=["']([^"']+)""", head):
-        if found[1].lower() in (b"utf-8", b"utf8", b"us-ascii"):
-            return None
-        cause = f"the encoding {found[1].decode(errors='replace')} is not UTF-8"
-    else:
-        return None
-    return _unreadable(file, cause, head[:1000])
+    def get(self, place: int) -> dict[str, Any]:
+        return self._at(place)[0]
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        place = 0
+        while place < self.end:
+            content, place = self._at(place)
+            yield content
 
-_PARSER = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=True)
+    def _at(self, place: int) -> tuple[dict[str, Any], int]:
+        if place >= self.flushed:
+            self.file.flush()
+            self.flushed = self.end
+        size = int.from_bytes(os.pread(self.file.fileno(), 4, place), "little")
+        content: dict[str, Any] = json.loads(zlib.decompress(os.pread(self.file.fileno(), size, place + 4)))
+        return content, place + 4 + size
 
-
-def _post(piece: bytes, number: int) -> Post:
-    end = piece.rfind(b"/>") + 2
-    if end < 2:
-        raise FieldError("malformed XML: the row is cut off")
-    if not _AROUND.fullmatch(piece, end):
-        raise FieldError("malformed XML: something else follows the row")
-    try:
-        attributes = dict(etree.fromstring(b"<row " + piece[:end], _PARSER).attrib)
-    except etree.XMLSyntaxError as error:
-        raise FieldError(f"malformed XML: {error.msg}") from None
-    post = Post(number, _number(attributes, "Id"), _number(attributes, "PostTypeId"), _number(attributes, "Score"), attributes)
-    if post.kind in (QUESTION, ANSWER) and "Body" not in attributes:
-        raise FieldError("the post has no Body")
-    if post.kind == ANSWER:
-        _number(attributes, "ParentId")
-    if post.kind == QUESTION and "AcceptedAnswerId" in attributes:
-        _number(attributes, "AcceptedAnswerId")
-    return post
-
-
-def _number(attributes: dict[str, str], name: str) -> int:
-    try:
-        value = int(attributes[name])
-    except KeyError:
-        raise FieldError(f"the post has no {name}") from None
-    except ValueError:
-        raise FieldError(f"the post's {name} {attributes[name]!r:.40} is no number") from None
-    if not -(2**63) <= value < 2**63:
-        raise FieldError(f"the post's {name} {attributes[name]!r:.40} is no number that fits")
-    return value
+    def close(self) -> None:
+        self.file.close()
