@@ -22,8 +22,8 @@ _HIDDEN = {"script", "style"}  # a browser shows nothing of them; no author writ
 _PLACEHOLDER_ALT = "enter image description here"  # what the editor puts in where the author wrote nothing
 
 _SPACES = re.compile(r"[ \t\n\r\f]+")
-# Formulas that stand by themselves keep their lines: a % in LaTeX comments out the rest of one.
-_DISPLAYED = re.compile(r"(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+\*?)\}.+?\\end\{\2\})", re.DOTALL)
+# Formulas of several lines keep them: a % in LaTeX comments out the rest of one.
+_DISPLAYED = re.compile(r"(\n?\$\$.+?\$\$\n?|\n?\\\[.+?\\\]\n?|\n?\\begin\{(\w+\*?)\}.+?\\end\{\2\}\n?)", re.DOTALL)
 _DEEPEST = 12  # levels of lists and quotes that are indented; a hostile post nests thousands
 
 
