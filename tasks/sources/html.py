@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from resiliparse.parse.html import DOMContext, HTMLTree, NodeType, traverse_dom
+from resiliparse.parse.html import HTMLTree, NodeType
 
 _PARAGRAPHS = {"p", "ul", "ol", "blockquote", "pre", "table", "dl", "hr", "h1", "h2", "h3", "h4", "h5", "h6"}  # an empty line around them
 _LINES = _PARAGRAPHS | {
@@ -24,7 +24,8 @@ _PLACEHOLDER_ALT = "enter image description here"  # what the editor puts in whe
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 # Formulas of several lines keep them: a % in LaTeX comments out the rest of one.
 _DISPLAYED = re.compile(r"(\n?\$\$.+?\$\$\n?|\n?\\\[.+?\\\]\n?|\n?\\begin\{(\w+\*?)\}.+?\\end\{\2\}\n?)", re.DOTALL)
-_DEEPEST = 12  # levels of lists and quotes that are indented; a hostile post nests thousands
+_DEEPEST_LEVEL = 12  # lists and quotes deeper than this are indented no further
+_DEEPEST_ELEMENT = 200  # of elements deeper than this only the words are kept: a hostile post nests a million
 
 
 def to_text(source: str) -> str:
@@ -34,8 +35,37 @@ def to_text(source: str) -> str:
     Cells of a table are parted by tabs. A link gives its words, an image its alternative text.
     """
     writer = _Writer()
-    traverse_dom(HTMLTree.parse(source).document, writer.enter, writer.leave, DOMContext())
+    _walk(HTMLTree.parse(source).document, writer)
     return writer.text()
+
+
+def _walk(root: Any, writer: _Writer) -> None:
+    """Document order, without recursion. (resiliparse's traverse_dom never leaves an element without children.)"""
+    open_elements: list[Any] = []
+
+    def leave() -> Any:
+        element = open_elements.pop()
+        if len(open_elements) < _DEEPEST_ELEMENT:
+            writer.leave(element)
+        return element
+
+    node = root
+    while node is not None:
+        if node.type == NodeType.TEXT:
+            writer.words(node.value)
+        elif node.type in (NodeType.ELEMENT, NodeType.DOCUMENT):
+            if len(open_elements) < _DEEPEST_ELEMENT:
+                writer.enter(node)
+            open_elements.append(node)
+            child = node.first_child
+            if child is not None:
+                node = child
+                continue
+            leave()
+        following = node.next
+        while following is None and open_elements:
+            following = leave().next
+        node = following
 
 
 class _Level:
@@ -66,14 +96,7 @@ class _Writer:
 
     # -- nodes ---------------------------------------------------------------------------------------------------------------------
 
-    def enter(self, context: Any) -> None:
-        node = context.node
-        if node.type == NodeType.TEXT:
-            if not self.hidden:
-                self._words(node.value)
-            return
-        if node.type not in (NodeType.ELEMENT, NodeType.DOCUMENT):
-            return
+    def enter(self, node: Any) -> None:
         tag = node.tag
         if tag in _HIDDEN:
             self.hidden += 1
@@ -83,10 +106,7 @@ class _Writer:
         if opened:
             opened(self, node)
 
-    def leave(self, context: Any) -> None:
-        node = context.node
-        if node.type != NodeType.ELEMENT:
-            return
+    def leave(self, node: Any) -> None:
         tag = node.tag
         closed = _CLOSE.get(tag)
         if closed:
@@ -122,7 +142,7 @@ class _Writer:
         self._open_level("    ", "    ")
 
     def _open_level(self, first: str, rest: str) -> None:
-        deep = len(self.levels) >= _DEEPEST
+        deep = len(self.levels) >= _DEEPEST_LEVEL
         self.levels.append(_Level("" if deep else first, "" if deep else rest))
 
     def close_level(self, node: Any) -> None:
@@ -182,12 +202,14 @@ class _Writer:
 
     def image(self, node: Any) -> None:
         alt = node.getattr("alt", "")
-        if alt and alt != _PLACEHOLDER_ALT and not self.hidden:
-            self._words(alt)
+        if alt != _PLACEHOLDER_ALT:
+            self.words(alt)
 
     # -- words ---------------------------------------------------------------------------------------------------------------------
 
-    def _words(self, text: str) -> None:
+    def words(self, text: str) -> None:
+        if self.hidden:
+            return
         if self.pre:
             self._put(text)
         elif self.code:

@@ -48,9 +48,8 @@ def rows(file: RawFile) -> Iterator[bytes]:
     `<row ` cannot stand within a row, so one bad row costs one row. Nothing but rows is ever given to a parser: no document type and no
     entity is read. Raises NoPosts, or StreamFault after the last row of a file that is cut off.
     """
-    decoded = seven_zip.member_blocks(file, POSTS) if seven_zip.is_archive(file) else blocks(file)
     try:
-        with contextlib.closing(decoded):
+        with contextlib.closing(_decoded(file)) as decoded:
             pieces = _pieces(decoded)
             _check_prologue(next(pieces))
             yield from pieces
@@ -63,6 +62,10 @@ def rows(file: RawFile) -> Iterator[bytes]:
         else:
             fault.rest = _SEPARATOR + fault.rest
         raise
+
+
+def _decoded(file: RawFile) -> Generator[bytes, None, None]:
+    yield from seven_zip.member_blocks(file, POSTS) if seven_zip.is_archive(file) else blocks(file)
 
 
 def _pieces(decoded: Iterator[bytes]) -> Iterator[bytes]:

@@ -98,7 +98,9 @@ def _pair_up(file: RawFile, fates: bytearray, pairs: _Pairs) -> Iterator[Item]:
     except (StreamFault, NoPosts):
         pass  # a fault that the first pass met is booked; one that it did not meet leaves other rows
     if number != len(fates):
-        raise UserError(f"{file.url} changed while it was read: it had {len(fates)} rows, then {number}; run again when nobody writes to it.")
+        raise UserError(
+            f"{file.url} changed while it was read: it had {len(fates)} rows, then {number}; run again when nobody writes to it."
+        )
     yield from pairs.rest()
 
 

@@ -132,7 +132,9 @@ def judge(census: Census) -> tuple[bytearray, Ids]:
     if lost.any():
         wanted = np.unique(accepted[lost])
         there = np.zeros(len(wanted), bool)
-        for answers in _blocks(fates, Fate.ANSWER_VOTES, Fate.ANSWER_UNACCEPTED, Fate.PARENT_DROPPED, Fate.PARENT_MISSING, Fate.KEPT_ANSWER):
+        for answers in _blocks(
+            fates, Fate.ANSWER_VOTES, Fate.ANSWER_UNACCEPTED, Fate.PARENT_DROPPED, Fate.PARENT_MISSING, Fate.KEPT_ANSWER
+        ):
             at, found = _locate(wanted, ids[answers])
             there[at[found]] = True
         settled[np.flatnonzero(lost)[there[_locate(wanted, accepted[lost])[0]]]] = Fate.ACCEPTED_ELSEWHERE

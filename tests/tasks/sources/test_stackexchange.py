@@ -1,22 +1,24 @@
-"""Stack Exchange dumps: pairs, the books of the posts, the text, and hostile or broken files."""
+"""Stack Exchange dumps: pairs, and the books of the posts."""
 
-import gzip
-import io
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
-import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import py7zr
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tasks.errors import UserError
 from tasks.sources import READERS, Bad, Dropped, Item, RawFile, Record, SourceConfig, belongs, place, typed_columns
-from tasks.sources.html import to_text
+from tasks.sources.posts_xml import Post
+from tasks.sources.verdicts import Census
 
 MakeRaw = Callable[..., RawFile]
 HEAD = '\ufeff<?xml version="1.0" encoding="utf-8"?>\n<posts>\n'
@@ -41,14 +43,6 @@ def dump(*rows: str) -> bytes:
     return (HEAD + "".join(rows) + "</posts>").encode()
 
 
-def archive(members: dict[str, bytes], **settings: Any) -> bytes:
-    sink = io.BytesIO()
-    with py7zr.SevenZipFile(sink, "w", **settings) as packed:
-        for name, content in members.items():
-            packed.writestr(content, name)
-    return sink.getvalue()
-
-
 def read(file: RawFile, **settings: Any) -> list[Item]:
     return list(READERS["stackexchange"](file, SourceConfig(format="stackexchange", paths=["x"], **settings)))
 
@@ -66,7 +60,13 @@ def test_a_pair_keeps_its_origin_and_its_text_is_as_by_hand(raw: MakeRaw) -> Non
     file = raw(
         dump(
             answer(
-                7, 4, 6, body="<p>So: $a_b$.</p><p>See <a href='u'>this</a>.</p>", OwnerDisplayName="gone", ContentLicense="CC BY-SA 4.0"
+                7,
+                4,
+                6,
+                body="<p>So: $a_b$.</p><p>See <a href='u'>this</a>.</p>",
+                OwnerDisplayName="gone",
+                ContentLicense="CC BY-SA 4.0",
+                CreationDate="2015-02-01T00:00:00.000",
             ),
             question(
                 4, 7, 3, body=asked, Title="A title", Tags="<beans><hot-water>", OwnerUserId=5, CreationDate="2015-01-27T20:09:32.720"
@@ -83,6 +83,7 @@ def test_a_pair_keeps_its_origin_and_its_text_is_as_by_hand(raw: MakeRaw) -> Non
         created="2015-01-27T20:09:32.720",
         metadata={
             "url": "https://coffee.stackexchange.com/q/4",
+            "answer_url": "https://coffee.stackexchange.com/a/7",
             "tags": ["beans", "hot-water"],
             "question_id": 4,
             "answer_id": 7,
@@ -90,10 +91,12 @@ def test_a_pair_keeps_its_origin_and_its_text_is_as_by_hand(raw: MakeRaw) -> Non
             "answer_owner": "gone",
             "question_licence": None,
             "answer_licence": "CC BY-SA 4.0",
+            "answer_created": "2015-02-01T00:00:00.000",
         },
         columns={
             "question_score": 3,
             "answer_score": 6,
+            "accepted": True,
             "site": "coffee.stackexchange.com",
             "url": "https://coffee.stackexchange.com/q/4",
         },
@@ -107,49 +110,156 @@ def test_tags_between_bars_are_read_too(raw: MakeRaw) -> None:
     assert isinstance(record, Record) and record.metadata["tags"] == ["a", "b-c"]
 
 
-def test_every_post_is_booked_once(raw: MakeRaw) -> None:
-    file = raw(
-        dump(
-            question(1, None),
-            answer(2, 1),
-            question(3, 4, 2),
-            answer(4, 3),
-            question(5, 6),
-            answer(6, 5, 4),
-            answer(7, 5),
-            question(8, 99),
-            row(9, 5),
-            question(10, 11),
-            answer(11, 10, body="<p> </p>"),
-            *(question(12, 13), answer(13, 12)),
-            answer(14, 12),
-        ),
-        POSTS,
-    )
-    items = read(file)
-    reasons: Counter[str] = Counter()
+def reasons(items: list[Item]) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for item in items:
         if isinstance(item, Dropped):
-            reasons[item.reason] += item.units
-    assert reasons == {
-        "question without accepted answer": 1,
+            counts[item.reason] += item.units
+    return counts
+
+
+def ids(items: list[Item]) -> list[str]:
+    return [item.id.removeprefix("coffee.stackexchange.com/") for item in items if isinstance(item, Record)]
+
+
+EACH_CASE = (
+    question(1, None),
+    answer(2, 1),
+    question(3, 4, 2),
+    answer(4, 3),
+    question(5, 6),
+    answer(6, 5, 4),
+    answer(7, 5),
+    question(8, 99),
+    row(9, 5),
+    question(10, 11),
+    answer(11, 10, body="<p> </p>"),
+    question(12, 13),
+    answer(13, 12),
+    answer(14, 12),
+    question(15, 13),  # answer 13 says that it answers question 12
+    answer(16, 98),
+    answer(17, 14),  # an answer to an answer
+    question(18, 19, body="<p></p>"),
+    answer(19, 18),
+    question(20, None, 8),
+)
+
+
+def test_every_post_is_booked_once(raw: MakeRaw) -> None:
+    items = read(raw(dump(*EACH_CASE), POSTS))
+    assert reasons(items) == {
+        "question without accepted answer": 2,
+        "question votes < 3": 1,
+        "answer of a dropped question": 3,
+        "answer votes < 5": 1,
+        "question of a dropped answer": 2,
+        "answer not accepted": 2,
+        "accepted answer missing": 1,
+        "accepted answer of another question": 1,
+        "answer of a missing question": 2,
+        "not a question or answer": 1,
+        "empty text": 2,
+    }
+    assert ids(items) == ["q/12"]
+    assert sum(item.units for item in items) == len(EACH_CASE)
+
+
+def test_all_answers_over_the_votes_are_a_document_each_and_count_their_question_once(raw: MakeRaw) -> None:
+    items = read(raw(dump(*EACH_CASE), POSTS), answers="all")
+    assert ids(items) == ["a/2", "a/7", "q/12", "a/14"]
+    assert [item.units for item in items if isinstance(item, Record)] == [2, 2, 2, 1]
+    assert reasons(items) == {
         "question votes < 3": 1,
         "answer of a dropped question": 2,
         "answer votes < 5": 1,
         "question of a dropped answer": 1,
-        "answer not accepted": 2,
-        "accepted answer missing": 1,
+        "question without answers": 3,
+        "answer of a missing question": 2,
         "not a question or answer": 1,
         "empty text": 2,
     }
-    assert [item.id for item in items if isinstance(item, Record)] == ["coffee.stackexchange.com/q/12"]
-    assert sum(item.units for item in items) == 14
+    assert sum(item.units for item in items) == len(EACH_CASE)
+
+
+def test_taking_all_answers_adds_documents_and_changes_none(raw: MakeRaw) -> None:
+    file = raw(dump(*EACH_CASE, question(30, 32, body="<p>q</p>"), answer(31, 30, body="<p>x</p>"), answer(32, 30, body="<p>y</p>")), POSTS)
+    every = {item.id: item for item in read(file, answers="all") if isinstance(item, Record)}
+    accepted = [item for item in read(file) if isinstance(item, Record)]
+    assert [replace(every[item.id], units=2) for item in accepted] == accepted
+    assert {id for id, item in every.items() if item.columns["accepted"]} == {item.id for item in accepted}
+    other = every["coffee.stackexchange.com/a/31"]
+    assert other.text == "q\nx" and other.metadata["answer_id"] == 31 and other.metadata["question_id"] == 30
+
+
+def test_an_answer_may_stand_before_its_question(raw: MakeRaw) -> None:
+    early = dump(answer(9, 4, body="<p>early</p>"), answer(3, 4, 4), question(4, 9, body="<p>late</p>"), answer(8, 4), answer(7, 5))
+    for choice, wanted in (("accepted", ["q/4"]), ("all", ["a/8", "q/4"])):
+        items = read(raw(early, POSTS), answers=choice)
+        assert ids(items) == wanted
+        assert [item.text for item in items if isinstance(item, Record)][-1] == "late\nearly"
+        assert sum(item.units for item in items) == 5
+
+
+posts = st.lists(
+    st.tuples(
+        st.sampled_from([1, 1, 2, 2, 2, 5]),
+        st.integers(1, 9),
+        st.integers(2, 6),
+        st.integers(0, 9),
+        st.sampled_from(["<p>b</p>", "<p></p>"]),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(posts=posts, choice=st.sampled_from(["accepted", "all"]))
+def test_any_order_of_any_posts_gives_the_pairs_of_a_plain_loop_and_books_each_row_once(
+    raw: MakeRaw, posts: list[tuple[int, int, int, int, str]], choice: str
+) -> None:
+    # The oracle: dictionaries over all posts, the first of each id.
+    first: dict[int, tuple[int, int, int, str]] = {}
+    for kind, id, score, link, body in posts:
+        if kind != 2 or link:
+            first.setdefault(id, (kind, score, link, body))
+    wanted = set()
+    for id, (kind, score, link, body) in first.items():
+        parent = first.get(link)
+        if kind != 2 or score < 5 or parent is None or parent[0] != 1 or parent[1] < 3 or "b</p>" not in body + parent[3]:
+            continue
+        if body == parent[3] == "<p>b</p>" and (parent[2] == id or choice == "all"):
+            wanted.add((link, id))
+    content = dump(
+        *(
+            question(id, link or None, score, body=body)
+            if kind == 1
+            else row(id, kind, score, body=body, **({"ParentId": link} if link else {}))
+            for kind, id, score, link, body in posts
+        )
+    )
+    items = read(raw(content, POSTS), answers=choice)
+    records = [item for item in items if isinstance(item, Record)]
+    pairs = [(record.metadata["question_id"], record.metadata["answer_id"]) for record in records]
+    assert len(set(pairs)) == len(pairs) and set(pairs) == wanted
+    assert sum(record.units for record in records) == len(pairs) + len({question for question, _ in pairs})
+    assert sum(item.units for item in items) == len(posts)
+
+
+def test_a_census_holds_few_bytes_a_post() -> None:
+    # 60 million posts must fit into 2 GiB, so into less than 35 bytes each.
+    census = Census(SourceConfig(format="stackexchange", paths=["x"]))
+    count = 200_000
+    for id in range(1, count + 1):
+        census.add(Post(id, 1 + id % 2, 9, id, dict.get))
+    held = sum(sys.getsizeof(part) for part in (census.ids, census.links, census.fates))
+    assert held / count < 12
 
 
 def test_the_votes_are_the_recipes(raw: MakeRaw) -> None:
     file = raw(dump(question(1, 2, 0), answer(2, 1, -1)), POSTS)
     assert isinstance(read(file, min_question_votes=0, min_answer_votes=-1)[0], Record)
-    assert read(file, min_question_votes=0, min_answer_votes=0) == [Dropped("answer votes < 0"), Dropped("question of a dropped answer")]
+    assert read(file, min_question_votes=0, min_answer_votes=0) == [Dropped("question of a dropped answer"), Dropped("answer votes < 0")]
 
 
 @pytest.mark.parametrize(
@@ -183,78 +293,6 @@ def test_a_row_that_is_no_utf8_costs_one_row(raw: MakeRaw) -> None:
     items = read(raw(dump(*PAIR, question(5, None, body="?BAD?")).replace(b"?BAD?", b"\xff\xfe"), POSTS))
     assert "malformed XML" in only_bad(items).cause
     assert sum(item.units for item in items) == 3
-
-
-ENTITY_BOMB = '<?xml version="1.0"?><!DOCTYPE posts [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>\n<posts>' + row(1, 1, body="&b;") + "</posts>"
-
-
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        (ENTITY_BOMB.encode(), "document type"),
-        ((HEAD + "<!-- c -->" + "".join(PAIR) + "</posts>").encode(), "comment"),
-        (b"", "no Posts.xml"),
-        (b"PK\x03\x04", "no Posts.xml"),
-        (dump(*PAIR).decode("utf-8-sig").encode("utf-16"), "no Posts.xml"),
-        (dump(*PAIR).replace(b"utf-8", b"latin-1"), "latin-1 is not UTF-8"),
-        (dump(*PAIR).replace(b"posts>", b"comments>"), "no Posts.xml"),
-    ],
-)
-def test_a_file_that_is_no_dump_or_brings_a_document_type_is_refused(raw: MakeRaw, content: bytes, cause: str) -> None:
-    (bad,) = read(raw(content, POSTS))
-    assert isinstance(bad, Bad) and cause in bad.cause and bad.unreadable_bytes == len(content)
-
-
-def test_a_dump_without_posts_holds_nothing(raw: MakeRaw) -> None:
-    assert read(raw(dump(), POSTS)) == []
-
-
-def test_a_cut_off_dump_gives_the_pairs_before_the_cut(raw: MakeRaw) -> None:
-    rows = [text for id in range(1, 400, 2) for text in (question(id, id + 1, body=f"<p>{id}</p>"), answer(id + 1, id))]
-    content = gzip.compress(dump(*rows), 0)
-    cut = content[: len(content) // 2]
-    items = read(raw(cut, POSTS + ".gz"))
-    bad = only_bad(items)
-    assert "ends early" in bad.cause and bad.position == f"byte {len(cut)}"
-    pairs = sum(isinstance(item, Record) for item in items)
-    assert abs(pairs - 100) <= 2
-    # The rows before the cut are all booked: what is whole in the decoded half, and the one in two.
-    whole = zlib.decompressobj(31).decompress(cut).count(b" />")
-    assert sum(item.units for item in items) == whole + 1
-
-
-def test_an_archive_is_read_without_its_other_tables(raw: MakeRaw, tmp_path: Path) -> None:
-    content = archive({"Badges.xml": b"not xml", "Posts.xml": dump(*PAIR), "Users.xml": b"x" * 1000})
-    (record,) = read(raw(content, "ai.stackexchange.com.7z"))
-    assert isinstance(record, Record) and record.id == "ai.stackexchange.com/q/1" and record.text == "T\n\nb\n\n\nb"
-    assert [path.name for path in tmp_path.iterdir()] == ["ai.stackexchange.com.7z"]
-
-
-@pytest.mark.parametrize("name", ["../Posts.xml", "/tmp/Posts.xml", "a/../../b.xml", "C:\\Posts.xml", "..\\b.xml"])
-def test_an_archive_with_members_outside_it_is_refused(raw: MakeRaw, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = archive({"Posts.xml": dump(*PAIR), "harmless": b"x"})
-    # py7zr writes no such names, so they are put in where it lists them.
-    listed = py7zr.SevenZipFile.list
-
-    def with_bad_name(self: py7zr.SevenZipFile) -> list[Any]:
-        members = listed(self)
-        members[1].filename = name
-        return members
-
-    monkeypatch.setattr(py7zr.SevenZipFile, "list", with_bad_name)
-    monkeypatch.setattr(py7zr.SevenZipFile, "extract", lambda *_, **__: pytest.fail("extracted"))
-    (bad,) = read(raw(content, "a.stackexchange.com.7z"))
-    assert isinstance(bad, Bad) and "refused" in bad.cause and repr(name) in bad.cause
-
-
-def test_broken_archives_are_bad_as_a_whole(raw: MakeRaw) -> None:
-    good = archive({"Posts.xml": dump(*PAIR) + b" " * 5000})
-    damaged = good[:40] + b"\xff" * 20 + good[60:]
-    without = archive({"Users.xml": b"x"})
-    locked = archive({"Posts.xml": dump(*PAIR)}, password="secret")
-    for content in (good[:-10], damaged, b"7z\xbc\xaf\x27\x1c", without, locked):
-        (bad,) = read(raw(content, "a.stackexchange.com.7z"))
-        assert isinstance(bad, Bad) and "archive" in bad.cause and bad.unreadable_bytes == len(content)
 
 
 @pytest.mark.parametrize(
@@ -291,28 +329,6 @@ def test_a_folder_gives_its_posts_and_not_its_side_tables() -> None:
     ]
     taken = [name for name in names if belongs(name, "stackexchange")]
     assert taken == ["Posts.xml", "a.com.7z", "stackoverflow.com-Posts.7z", "es.meta-x.com.7z"]
-
-
-@pytest.mark.parametrize(
-    ("html", "text"),
-    [
-        ("<p>a</p>\n\n<p>b\nc<br>d</p>", "a\n\nb c\nd"),
-        ("<ol><li>one</li><li>two<ul><li>x</li></ul></li></ol>", "  1. one\n  2. two\n    • x"),
-        ('<ul><li>see<pre class="x"><code>if a &lt; b:\n    c()\n</code></pre></li></ul>', "  • see\n\n    if a < b:\n        c()"),
-        ("<pre><code>    deep\n\tx</code></pre>", "    deep\n\tx"),
-        ("10<sup>-6</sup> m<sup>2</sup> 20<sup>th</sup> <sup>[1]</sup>", "10^(-6) m^2 20th [1]"),
-        ("$x_1 &lt; \\frac{a}{b}$", "$x_1 < \\frac{a}{b}$"),
-        ('see <img src="u" alt="enter image description here"><img alt="a cat">', "see a cat"),
-        ("<script>alert(1)</script>z", "z"),
-        ("", ""),
-    ],
-)
-def test_html_becomes_text(html: str, text: str) -> None:
-    assert to_text(html) == text
-
-
-def test_a_mark_of_our_own_in_a_body_does_no_harm() -> None:
-    assert to_text("\ufffe7\ufffe &#xFFFE;5&#xFFFE; <pre>code</pre>") == "7 \ufffe5\ufffe\n\ncode"
 
 
 def pairs_by_hand(xml: bytes) -> dict[int, int]:
