@@ -132,17 +132,17 @@ class SourceConfig(BaseModel):
         description="stackexchange: answers with fewer votes are left out (report, section 4.1).",
         json_schema_extra={"position": 4},
     )
+    site: str | None = Field(
+        default=None,
+        description="stackexchange: the site, such as ai.stackexchange.com; found in the name of the archive or folder where not given.",
+        json_schema_extra={"position": 5},
+    )
     answers: Literal["accepted", "all"] = Field(
         default="accepted",
         description=(
             "stackexchange: a question with its accepted answer (report, section 4.1), or with each answer that has the votes, a document each."
         ),
         json_schema_extra={"position": 6},
-    )
-    site: str | None = Field(
-        default=None,
-        description="stackexchange: the site, such as ai.stackexchange.com; found in the name of the archive or folder where not given.",
-        json_schema_extra={"position": 5},
     )
 
     @model_validator(mode="after")
