@@ -23,7 +23,10 @@ _PLACEHOLDER_ALT = "enter image description here"  # what the editor puts in whe
 
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 # Formulas of several lines keep them: a % in LaTeX comments out the rest of one.
-_DISPLAYED = re.compile(r"(\n?\$\$.+?\$\$\n?|\n?\\\[.+?\\\]\n?|\n?\\begin\{(\w+\*?)\}.+?\\end\{\2\}\n?)", re.DOTALL)
+# Their length has a limit, or a post of nothing but beginnings would take hours.
+_DISPLAYED = re.compile(
+    r"(\n?\$\$.{1,4000}?\$\$\n?|\n?\\\[.{1,4000}?\\\]\n?|\n?\\begin\{(\w{1,40}\*?)\}.{1,4000}?\\end\{\2\}\n?)", re.DOTALL
+)
 _DEEPEST_LEVEL = 12  # lists and quotes deeper than this are indented no further
 _DEEPEST_ELEMENT = 200  # of elements deeper than this only the words are kept: a hostile post nests a million
 
@@ -315,6 +318,7 @@ def _power(raised: str) -> str:
 
 def _index(before: str, index: str) -> str:
     """x<sub>i</sub> becomes x_i; a count in a formula of chemistry (H<sub>2</sub>O) and small print stay words."""
+    before = before[-2:]
     is_count = index.isdigit() and re.search(r"([A-Z][a-z]?|[)\]])$", before)
     if not index or is_count or not before.strip() or before[-1].isspace() or re.match(r"[\[(*†‡]|.*\s", index, re.DOTALL):
         return index

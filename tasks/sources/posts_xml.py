@@ -16,7 +16,7 @@ from tasks.sources.stream import StreamFault, blocks
 POSTS = "Posts.xml"
 QUESTION, ANSWER = 1, 2
 MAX_ID = 2**32 - 1  # a 32-bit integer in the site's own database
-MAX_ROW_BYTES = 8 << 20  # a body may have 30,000 characters, so a real row is far below this
+MAX_ROW_BYTES = 2 << 20  # a body may have 30,000 characters, so a real row is far below this
 
 _SEPARATOR = b"<row "
 # What may stand around the rows: the declaration, the root element. Possessive, or a megabyte of spaces would take hours.

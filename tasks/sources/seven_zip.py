@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import lzma
 import queue
 import re
 import threading
@@ -18,16 +17,6 @@ from tasks.sources.base import RawFile
 
 MAGIC = b"7z\xbc\xaf\x27\x1c"
 PIECES_AHEAD = 2  # decoded before they are asked for; py7zr hands on what a megabyte of the archive holds, at most 128 MB
-
-ERRORS = (
-    py7zr.exceptions.ArchiveError,
-    py7zr.exceptions.PasswordRequired,
-    lzma.LZMAError,
-    EOFError,
-    ValueError,
-    OSError,
-    NotImplementedError,
-)
 
 
 class ArchiveError(Exception):
@@ -50,7 +39,7 @@ def member_blocks(file: RawFile, name: str) -> Iterator[bytes]:
         decoder.start()
         try:
             while (piece := pieces.get()) is not None:
-                if isinstance(piece, BaseException):
+                if isinstance(piece, Exception):
                     raise piece
                 yield piece
         finally:
@@ -60,7 +49,7 @@ def member_blocks(file: RawFile, name: str) -> Iterator[bytes]:
                     pieces.get(timeout=0.01)  # or it waits for room
 
 
-_Pieces = queue.Queue[bytes | BaseException | None]
+_Pieces = queue.Queue[bytes | Exception | None]
 
 
 class _Hand(Py7zIO):
@@ -97,15 +86,16 @@ class _Factory(WriterFactory):
 
 def _decode(stream: BinaryIO, name: str, pieces: _Pieces) -> None:
     """py7zr pushes, a reader pulls: so py7zr gets a thread of its own, whose C code decodes while the reader works."""
-    end: BaseException | None = None
+    end: Exception | None = None
     try:
         with py7zr.SevenZipFile(stream) as archive:
             archive.extract(targets=[_member(archive, name)], factory=_Factory(_Hand(pieces)))
-    except ERRORS as error:
-        storage = isinstance(error, OSError) and error.errno is not None  # the disk or the network
-        end = error if storage else ArchiveError(f"damaged archive: {error or type(error).__name__}; fetch it again")
-    except BaseException as error:
-        end = error
+    except py7zr.exceptions.PasswordRequired:
+        end = ArchiveError("the archive is locked with a password: unlock it first")
+    except Exception as error:
+        # py7zr meets a damaged header with any kind of error; what has an errno is the disk's or the network's.
+        ours = isinstance(error, ArchiveError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        end = error if ours else ArchiveError(f"damaged archive: {error or type(error).__name__}; fetch it again")
     pieces.put(end)
 
 

@@ -69,9 +69,10 @@ def test_html_becomes_text(html: str, text: str) -> None:
 
 def test_nesting_without_end_is_no_trap() -> None:
     # Each level costs a line its prefix or copies the text within: without a limit these would take hours.
-    assert to_text("<blockquote><ol><li>" * 20_000 + "x").endswith("x")
-    assert to_text("<blockquote>" * 20_000 + "<p>x</p>" * 20_000).count("x") == 20_000
-    assert to_text("<sup>" * 50_000 + "x").count("x") == 1
+    assert to_text("<blockquote><ol><li>" * 5_000 + "x").endswith("x")
+    assert to_text("<blockquote>" * 5_000 + "<p>x</p>" * 5_000).count("x") == 5_000
+    assert to_text("<sup>" * 5_000 + "x").count("x") == 1
+    assert to_text("\\begin{a}\n" * 3_000).count("begin") == 3_000
 
 
 INLINE = ["b", "i", "em", "a", "code", "kbd", "del", "span", "sup", "sub", "strike", "font", "x-unknown"]
