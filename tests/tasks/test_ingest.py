@@ -5,18 +5,24 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tasks.ingest import STEP, run, task
-from tasks.shards import Shard
+from tasks.shards import Shard, ShardTask
 from tasks.sources import RawFile, SourceConfig
 
 POST = '<row Id="{}" PostTypeId="{}" Score="9" {} Body="&lt;p&gt;post {}&lt;/p&gt;" />\n'
 
 
-def key(**settings: object) -> str:
+def task_of(**settings: object) -> ShardTask:
     raw = RawFile("/somewhere/a.com/Posts.xml", "Posts.xml", 10, "0" * 64)
-    return task("se", SourceConfig(format="stackexchange", paths=["x"], **settings), raw).key(STEP)
+    return task("se", SourceConfig(format="stackexchange", paths=["x"], **settings), raw)
+
+
+def key(**settings: object) -> str:
+    return task_of(**settings).key(STEP)
 
 
 def test_a_setting_at_its_default_changes_no_key_and_another_value_does() -> None:
+    # So a setting that a later version adds is in no key of what an earlier one made.
+    assert task_of().config["reader"] == {"format": "stackexchange"}
     assert key() == key(answers="accepted", min_question_votes=3, min_answer_votes=5, fields={})
     assert len({key(), key(answers="all"), key(min_answer_votes=4), key(site="b.com")}) == 4
 
