@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tasks.sources.config import SourceConfig
 from tasks.sources.posts_xml import ANSWER, QUESTION, Post
 
-_BLOCK_ROWS = 1 << 20  # rows looked at together, so that what numpy needs meanwhile stays small
+_BLOCK_ROWS = 1 << 17  # rows looked at together, so that what numpy needs meanwhile stays small
 
 
 class Fate(IntEnum):
