@@ -5,10 +5,12 @@ An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed,
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,11 +93,11 @@ def run(
     if flow not in FLOWS:
         raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
     recipe = load(recipe_file, set_)
-    _listen(as_json)
     if not as_json:
         console.print(f"{flow} {recipe.name}: starting Prefect ...")
     module = flow.replace("-", "_")
-    summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe)
+    with _listening(as_json):
+        summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe)
     report_path = _report(recipe) if flow == "end-to-end" else None
     if as_json:
         print(json.dumps({**asdict(summary), "report": report_path}))
@@ -105,10 +107,19 @@ def run(
         console.print(f"report: {report_path}")
 
 
-def _listen(as_json: bool) -> None:
+@contextlib.contextmanager
+def _listening(as_json: bool) -> Iterator[None]:
+    """A run's lines and its progress on this terminal; with --json nothing but the answer."""
     from flows import face
+    from flows.terminal import Terminal
 
-    face.listeners.append((lambda line: None) if as_json else (lambda line: console.print(escape(line))))
+    if as_json:
+        yield
+        return
+    with Terminal(console) as terminal:
+        face.listeners.append(terminal.line)
+        face.watchers.append(terminal.progress)
+        yield
 
 
 def _counters(summary: Any) -> str:
@@ -170,10 +181,10 @@ def rerun(
 
     recipe = load(recipe_file, set_)
     check_step(recipe, step, source)
-    _listen(as_json)
     from flows.rerun import rerun_step
 
-    summary = rerun_step(recipe, step, source, force)
+    with _listening(as_json):
+        summary = rerun_step(recipe, step, source, force)
     if as_json:
         print(json.dumps(asdict(summary)))
     else:

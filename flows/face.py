@@ -5,7 +5,9 @@ Prefect caches and keeps nothing: the store knows what is done, and two memories
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,17 +15,24 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectException
 
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
 from flows.summary import RunSummary, summary_path
+from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
 
 Listener = Callable[[str], None]
-listeners: list[Listener] = []  # who else than Prefect's log wants lines of progress (the CLI)
+listeners: list[Listener] = []  # who else than Prefect's log wants a line about each artifact (the CLI)
+watchers: list[Watch] = []  # and its progress while it is made
+LOG_SECONDS, BAR_SECONDS = 30.0, 5.0  # between two lines of progress in Prefect's log, and two states of its progress artifact
 
 
 def run_stage(
@@ -31,8 +40,9 @@ def run_stage(
 ) -> RunSummary:
     """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
     started, clock = datetime.now(UTC), time.monotonic()
-    runner = make_runner(recipe, only=only, force=force, tell=_tell_artifact)
-    pipeline = Pipeline(recipe, runner, _as_task, _tell)
+    watch = _Watch()
+    runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
+    pipeline = Pipeline(recipe, runner, _as_task, _tell, watch)
     _leash_server()
     try:
         pipeline.corpus()
@@ -72,6 +82,33 @@ def _tell(line: str) -> None:
     get_run_logger().info(line)
     for listener in listeners:
         listener(line)
+
+
+class _Watch:
+    """Progress for Prefect: now and then a line in the task's log and a state of its progress artifact; and for the watchers all of it."""
+
+    def __init__(self) -> None:
+        self.log, self.bar = Seldom(LOG_SECONDS), Seldom(BAR_SECONDS)
+        self.bars: dict[tuple[str, str], UUID] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        for watcher in watchers:
+            watcher(progress)
+        if self.log(progress):
+            get_run_logger().info(str(progress))
+        known = (progress.step, progress.name) in self.bars
+        if self.bar(progress) or (known and progress.done == progress.total):
+            with contextlib.suppress(PrefectException, httpx.HTTPError):  # a server that is away for a while must not end the work
+                self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        percent = round(100 * progress.share, 1)
+        bar = self.bars.get((progress.step, progress.name))
+        if bar is None:
+            key = re.sub(r"[^a-z0-9]+", "-", f"progress {progress.step} {progress.name}".lower()).strip("-")
+            self.bars[progress.step, progress.name] = create_progress_artifact(percent, key, str(progress))  # type: ignore[assignment]
+        else:
+            update_progress_artifact(bar, percent, str(progress))
 
 
 def _tell_artifact(artifact: Artifact) -> None:

@@ -36,6 +36,7 @@ from tasks.engine import LocalEngine
 from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.mix_plan import MixSpec
+from tasks.progress import Watch, ignore
 from tasks.scorers import AnyScorerConfig, column_names
 from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
 from tasks.sources.base import RawFile
@@ -51,10 +52,17 @@ def call_directly(name: str, function: Callable[[], Any]) -> Any:
 
 
 class Pipeline:
-    """The artifacts of a recipe. `call(name, function)` is how work is run; `tell(line)` gets a line of progress now and then."""
+    """The artifacts of a recipe. `call(name, function)` is how work is run, `tell` gets lines about it and `watch` a training run's progress."""
 
-    def __init__(self, recipe: Recipe, runner: Runner, call: Call = call_directly, tell: Callable[[str], None] = lambda line: None) -> None:
-        self.recipe, self.runner, self.call, self.tell = recipe, runner, call, tell
+    def __init__(
+        self,
+        recipe: Recipe,
+        runner: Runner,
+        call: Call = call_directly,
+        tell: Callable[[str], None] = ignore,
+        watch: Watch = ignore,
+    ) -> None:
+        self.recipe, self.runner, self.call, self.tell, self.watch = recipe, runner, call, tell, watch
         self.store = runner.store
         self.listed: dict[str, list[RawFile]] = {}
         self.copies: dict[str, list[RawFile]] = {}
@@ -279,7 +287,7 @@ class Pipeline:
         self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
     ) -> Artifact:
         config = self._train_config(data_seed, schedule, steps)
-        job = train.TrainJob(self.store, self.recipe.where.launcher, self.tell)
+        job = train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
         checkpoint = {"every_steps": self._require("pretrain").checkpoint_every, "keep": 1}
         task = train.task(name, config, checkpoint, mix_artifact.refs[0], init_from.refs[0] if init_from else None)
         inputs = [mix_artifact, *([init_from] if init_from else [])]
@@ -409,5 +417,5 @@ def _weighed(tasks: list[ShardTask], documents: Artifact) -> list[ShardTask]:
     return tasks
 
 
-def make_runner(recipe: Recipe, **options: Any) -> Runner:
-    return Runner(Store(recipe.store), LocalEngine(recipe.where.engine.workers), **options)
+def make_runner(recipe: Recipe, watch: Watch = ignore, **options: Any) -> Runner:
+    return Runner(Store(recipe.store), LocalEngine(recipe.where.engine.workers, watch), **options)

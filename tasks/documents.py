@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import UserError
+from tasks.progress import Report, ignore
 
 FILE = "documents.parquet"
 ROW_GROUP_BYTES = 16 << 20  # of text; with ROW_GROUP_ROWS it bounds a reader's memory whatever the shard's size
@@ -85,14 +86,17 @@ class DocumentWriter:
         self.writer.close()
 
 
-def texts(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Row groups of a shard as (first row, texts)."""
+def texts(path: Path, progress: Report = ignore) -> Iterator[tuple[int, list[str]]]:
+    """Row groups of a shard as (first row, texts); `progress` hears of each when the next is asked for."""
     with pq.ParquetFile(path) as file:
-        row = 0
+        row, done = 0, 0
+        text = file.schema_arrow.get_field_index("text")
         for group in range(file.num_row_groups):
             column: list[str] = file.read_row_group(group, columns=["text"]).column("text").to_pylist()
             yield row, column
             row += len(column)
+            done += file.metadata.row_group(group).column(text).total_uncompressed_size
+            progress(row, done, row / file.metadata.num_rows)
 
 
 def load_columns(documents: Path, aligned: list[Path], index: Path | None = None) -> pa.Table:

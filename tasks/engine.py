@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
 from tasks.processes import child_environment
+from tasks.progress import Watch, Watcher, ignore
 from tasks.shards import Engine
 from tasks.store import Store
+
+POLL_SECONDS = 1.0
 
 
 class StepFailed(Exception):
@@ -23,8 +28,8 @@ class StepFailed(Exception):
 class LocalEngine(Engine):
     """Shards on processes of this machine: `python -m tasks.shard`, `workers` at once, each shard whole in one of them."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, watch: Watch = ignore) -> None:
+        self.workers, self.watch = workers, watch
 
     def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
         workers = min(self.workers, len(plan["shards"]))
@@ -34,7 +39,9 @@ class LocalEngine(Engine):
         with tempfile.TemporaryDirectory(prefix="olmoflow-plan-") as folder:
             path = Path(folder) / "plan.json"
             path.write_text(json.dumps(plan))
-            codes = _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads)
+            watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, self.watch)
+            codes = _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads, watcher)
+            watcher()
             errors = [error for file in sorted(path.parent.glob("error-*.json")) for error in json.loads(file.read_text())]
         raise_errors(plan, errors, codes)
 
@@ -49,15 +56,20 @@ def balanced(weights: list[int], workers: int) -> list[int]:
     return ranks
 
 
-def _run_all(commands: list[list[str]], threads: int) -> list[int]:
+def _run_all(commands: list[list[str]], threads: int, watcher: Callable[[], None]) -> list[int]:
     processes = [subprocess.Popen(command, env=child_environment(threads), start_new_session=True) for command in commands]
-    try:
-        return [process.wait() for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    # A thread for each process sees its end at once, where Popen.wait with a timeout looks 20 times a second.
+    with ThreadPoolExecutor(len(processes)) as pool:
+        try:
+            ends = [pool.submit(process.wait) for process in processes]
+            while wait(ends, POLL_SECONDS).not_done:
+                watcher()
+            return [end.result() for end in ends]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
 
 def raise_errors(plan: dict[str, Any], errors: list[dict[str, Any]], codes: list[int]) -> None:

@@ -8,7 +8,7 @@ from tasks import masking
 from tasks.documents import FILE, DocumentWriter
 from tasks.shards import Shard, ShardTask, Step
 from tasks.sources import READERS, SourceConfig, place, typed_columns
-from tasks.sources.base import Bad, Dropped, RawFile
+from tasks.sources.base import Bad, Dropped, RawFile, WatchedFile
 from tasks.store import Books
 
 STEP = Step("ingest", 2, "tasks.ingest", ("resiliparse", "lxml"))
@@ -32,7 +32,7 @@ def run(shard: Shard) -> Books:
     config = SourceConfig.model_validate({**shard.config["reader"], "paths": [raw.url]})
     books = Books(unit="posts" if config.format == "stackexchange" else "records")
     writer = DocumentWriter(shard.folder / FILE, source, typed_columns(config))
-    for item in READERS[config.format](raw, config):
+    for item in READERS[config.format](_watched(raw, shard, books), config):
         books.read += item.units
         if isinstance(item, Dropped):
             books.drop(item.reason, item.units)
@@ -50,3 +50,17 @@ def run(shard: Shard) -> Books:
             books.count("repaired_surrogates", int(item.repaired))
     writer.close()
     return books
+
+
+def _watched(raw: RawFile, shard: Shard, books: Books) -> RawFile:
+    """The file, with the shard's progress told whenever a piece of it is read: often enough, and free of cost for a record."""
+    done = 0
+
+    def read(piece: int) -> None:
+        nonlocal done
+        done += piece
+        # how much of a dump that is read in several passes is done cannot be told from what was read
+        share = 0.0 if shard.config["reader"]["format"] == "stackexchange" else done / max(raw.size, 1)
+        shard.progress(books.counts.get("documents", 0), done, share)
+
+    return WatchedFile(raw.url, raw.name, raw.size, raw.content_id, read)

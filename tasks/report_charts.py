@@ -1,4 +1,4 @@
-"""Charts of the report page as inline SVG, and numbers as people write them.
+"""Charts of the report page as inline SVG.
 
 A chart is drawn here once and needs no script; beside it stands its data as JSON, from which the page's script shows values under the
 mouse. Colours are the page's CSS classes `c0` to `c7`, so that they follow light and dark.
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from markupsafe import Markup, escape
+
+from tasks.readable import compact, trimmed
 
 COLOURS = 8
 _MOST_POINTS = 500  # of a line; a screen shows no more
@@ -25,59 +27,6 @@ class Line:
     points: list[tuple[float, float]]
     colour: int
     noisy: bool = False
-
-
-def compact(value: float | None) -> str:
-    """Three significant digits and a unit: 752B, 1.26M, 483, 0.0312."""
-    if value is None:
-        return "–"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return _trimmed(value / size) + unit
-    return _trimmed(value)
-
-
-def _trimmed(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def percent(value: float | None) -> str:
-    """A share from 0 to 1 (or more) as a percentage: three significant digits, two below one percent, `<0.01 %` for less."""
-    if value is None:
-        return "–"
-    if 0 < value < 1e-4:
-        return "<0.01 %"
-    return f"{value * 100:.2g} %" if 0 < value < 0.01 else f"{_trimmed(100 * value)} %"
-
-
-def duration(seconds: float | None) -> str:
-    """`4.2s`, `3m 05s`, `2h 05m`, `3d 4h`."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.2g}s" if seconds < 10 else f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02d}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
-
-
-def size(value: float | None) -> str:
-    """Bytes in decimal units."""
-    if value is None:
-        return "–"
-    for unit_bytes, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= 0.9995 * unit_bytes:
-            return f"{_trimmed(value / unit_bytes)} {unit}"
-    return f"{value:.0f} B"
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, log: bool = False, width: int = 560, height: int = 250) -> Markup:
@@ -264,7 +213,7 @@ def _windows(values: Sequence[float], half: int) -> Iterator[Sequence[float]]:
 
 
 def _signed(value: float) -> str:
-    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{_trimmed(abs(value))}"
+    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{trimmed(abs(value))}"
 
 
 def _short(value: float) -> float:

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from markupsafe import Markup, escape
 
 from tasks.errors import UserError
-from tasks.report_charts import duration
+from tasks.readable import duration
 from tasks.report_data import Artifact
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _WAYPOINT = 152, 46, 44, 12, 6  # units of the SVG

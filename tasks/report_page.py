@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from tasks.report_charts import DotRow, Line, compact, dot_plot, duration, finite_points, line_chart, percent, size
+from tasks.readable import compact, duration, percent, size
+from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
 from tasks.report_data import Checkpoint, FileEntry, MicroAnneal, Mix, ReportData, SourceFlow, Stage, TrainingRun, spike_score
 from tasks.report_lineage import lineage
 

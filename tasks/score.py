@@ -67,7 +67,7 @@ def run(shard: Shard) -> Books:
     books.count("skipped", int((~wanted).sum()))
     schema = pa.schema(list(scorer.columns.items()), metadata=getattr(scorer, "provenance", None))  # device class and dtype of a neural one
     with pq.ParquetWriter(shard.folder / FILE, schema, compression="zstd") as writer:
-        for first, batch in texts(documents):
+        for first, batch in texts(documents, shard.progress):
             part = slice(first, first + len(batch))
             columns, scored = _score(scorer, batch, wanted[part], {name: values[part] for name, values in known.items()})
             books.count("scored", scored)

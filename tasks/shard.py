@@ -1,7 +1,7 @@
 """The runner of shards: `python -m tasks.shard PLAN.json RANK`.
 
-Reads a plan, makes the shards that are this rank's, and writes `error-RANK.json` beside the plan for what failed. A bad shard does
-not stop the others: what can be made is made and committed. Dies with its parent.
+Reads a plan, makes the shards that are this rank's, and writes beside the plan `error-RANK.json` for what failed and `progress-RANK.json`
+for who waits. A bad shard does not stop the others: what can be made is made and committed. Dies with its parent.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import UserError
 from tasks.processes import die_with_parent
+from tasks.progress import Meter
 from tasks.shards import run_shard
 from tasks.store import Store
 
@@ -23,12 +25,14 @@ def main(plan_path: str, rank: int) -> int:
     plan = json.loads(Path(plan_path).read_text())
     store = Store(plan["store"])
     function = importlib.import_module(plan["step"]["module"]).run
-    errors = []
+    errors: list[dict[str, Any]] = []
+    meter = Meter(Path(plan_path).with_name(f"progress-{rank}.json"))
     for spec in plan["shards"]:
         if spec["rank"] != rank:
             continue
+        failed = len(errors)
         try:
-            run_shard(store, plan["step"], spec, function)
+            run_shard(store, plan["step"], spec, function, meter.begin(spec["weight"]))
         except UserError as error:
             errors.append({"shard": spec["name"], "message": str(error), "user": True})
         except OSError as error:
@@ -36,6 +40,8 @@ def main(plan_path: str, rank: int) -> int:
         except Exception as error:
             message = f"{spec['name']}: {type(error).__name__}: {error}"
             errors.append({"shard": spec["name"], "message": message, "user": False, "traceback": traceback.format_exc()})
+        meter.end(made=len(errors) == failed)
+    meter.write()
     if errors:
         Path(plan_path).with_name(f"error-{rank}.json").write_text(json.dumps(errors, indent=1))
     return 1 if errors else 0

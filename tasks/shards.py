@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.progress import Report, Watch, ignore
 from tasks.sources.base import RawFile
 from tasks.store import Books, Record, Store, canonical_json, fingerprint
 
@@ -123,7 +124,12 @@ class Artifact:
 
 
 class Engine:
-    """Where shards run. `run` returns when every shard of the plan has been tried, and raises with what went wrong."""
+    """Where shards run. `run` returns when every shard of the plan has been tried, and raises with what went wrong.
+
+    `watch` gets the progress of the plan about once a second.
+    """
+
+    watch: Watch = staticmethod(ignore)
 
     def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
         raise NotImplementedError
@@ -277,7 +283,8 @@ def software(libraries: Sequence[str]) -> dict[str, str]:
 class Shard:
     """What a step's function gets: its config, its inputs as local paths, and a folder to write into.
 
-    Made by hand (`Shard(config, {"documents": [{"documents.parquet": path}]}, folder)`) it needs no store.
+    Made by hand (`Shard(config, {"documents": [{"documents.parquet": path}]}, folder)`) it needs no store. Long work calls
+    `progress(documents, bytes, share)` now and then with what it has done of the shard so far; that is cheap, but not for every document.
     """
 
     config: dict[str, Any]
@@ -285,6 +292,7 @@ class Shard:
     folder: Path
     name: str = ""
     hints: dict[str, Any] = field(default_factory=dict)
+    progress: Report = ignore
     quarantined: int = 0
     first_quarantined: str | None = None
 
@@ -302,7 +310,9 @@ class Shard:
         self.first_quarantined = self.first_quarantined or f"{file}, {position}: {cause}"
 
 
-def run_shard(store: Store, step: dict[str, Any], spec: dict[str, Any], function: Callable[[Shard], Books]) -> Record:
+def run_shard(
+    store: Store, step: dict[str, Any], spec: dict[str, Any], function: Callable[[Shard], Books], progress: Report = ignore
+) -> Record:
     """Make one shard and commit it, unless somebody has."""
     from tasks.store import Attempt
 
@@ -314,7 +324,7 @@ def run_shard(store: Store, step: dict[str, Any], spec: dict[str, Any], function
     shard = Shard(
         spec["config"], {role: [_resolve(store, item) for item in items] for role, items in spec["inputs"].items()}, attempt.folder
     )
-    shard.name, shard.hints = spec["name"], _resolve_hints(store, spec["hints"])
+    shard.name, shard.hints, shard.progress = spec["name"], _resolve_hints(store, spec["hints"]), progress
     try:
         books = function(shard)
     except Exception:

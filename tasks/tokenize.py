@@ -76,7 +76,7 @@ def run(shard: Shard) -> Books:
         books.drop(str(reason))
     start = 0
     with (shard.folder / TOKENS).open("wb") as tokens, pq.ParquetWriter(shard.folder / INDEX, SCHEMA, compression="zstd") as index:
-        for first, batch in texts(documents):
+        for first, batch in texts(documents, shard.progress):
             rows = first + np.flatnonzero(keep[first : first + len(batch)])
             start = _encode(tokenizer, rows, [batch[row - first] for row in rows], keys, start, tokens, index, books)
     return books

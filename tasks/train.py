@@ -10,13 +10,14 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
+from tasks.progress import Progress, Watch
 from tasks.shards import ShardRef, ShardTask, Step, input_files
 from tasks.store import Attempt, Books, Store
 
@@ -30,10 +31,10 @@ def task(name: str, config: dict[str, Any], checkpoint: dict[str, Any], mix: Sha
 
 
 class TrainJob:
-    """Launches training runs; `tell(line)` gets a line of progress now and then."""
+    """Launches training runs; `watch` gets their progress with every step, or every few seconds."""
 
-    def __init__(self, store: Store, launcher: LauncherConfig, tell: Callable[[str], None]) -> None:
-        self.store, self.launcher, self.tell = store, launcher, tell
+    def __init__(self, store: Store, launcher: LauncherConfig, watch: Watch) -> None:
+        self.store, self.launcher, self.watch = store, launcher, watch
 
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
@@ -43,7 +44,9 @@ class TrainJob:
                 return
             _forget_damaged_end(folder)
             started = time.monotonic()
-            launch("trainer", self._config(task, folder), folder, self.launcher, _Progress(folder, task, self.tell))
+            config = self._config(task, folder)
+            steps = config["max_steps"] or _epoch(Path(config["data"]["mix"]), config["global_batch_instances"])
+            launch("trainer", config, folder, self.launcher, _Metrics(folder, task.name, steps, self.watch))
             done = json.loads((folder / "done.json").read_text())
             self._commit(task, key, folder, done, time.monotonic() - started)
 
@@ -127,22 +130,38 @@ def checkpoint_folder(store: Store, ref: ShardRef) -> Path:
     return marker.parent
 
 
-class _Progress:
-    """Tells the newest line of a run's metrics when it has changed."""
+def _epoch(mix: Path, batch_instances: int) -> int:
+    """Steps of one epoch."""
+    return int(json.loads((mix / "mix.json").read_text())["instances"]) // batch_instances
 
-    def __init__(self, folder: Path, task: ShardTask, tell: Callable[[str], None]) -> None:
-        self.metrics, self.name, self.tell = folder / "metrics.jsonl", task.name, tell
-        self.told, self.next = 0, 0.0
+
+class _Metrics:
+    """Tells a run's progress from the newest line of its metrics when that has changed."""
+
+    def __init__(self, folder: Path, name: str, steps: int, watch: Watch) -> None:
+        self.metrics, self.name, self.steps, self.watch = folder / "metrics.jsonl", name, steps, watch
+        self.started = time.monotonic()
+        self.first = self.told = self._newest().get("step", 0)  # more than 0 where a run goes on
+
+    def _newest(self) -> dict[str, Any]:
+        """The last whole line; lines are far shorter than what is read."""
+        if not self.metrics.exists():
+            return {}
+        with self.metrics.open("rb") as stream:
+            stream.seek(max(0, self.metrics.stat().st_size - 4096))
+            lines = stream.read().split(b"\n")[:-1]
+        return dict(json.loads(lines[-1])) if lines else {}
 
     def __call__(self) -> None:
-        if time.monotonic() < self.next or not self.metrics.exists():
+        newest = self._newest()
+        step = newest.get("step", 0)
+        if step < self.told:  # cut back to the checkpoint that the run goes on from
+            self.first = self.told = step
+        if step == self.told:
             return
-        lines = self.metrics.read_bytes().splitlines()
-        if len(lines) <= self.told:
-            return
-        try:
-            last = json.loads(lines[-1])
-        except ValueError:
-            return  # the line is being written
-        self.told, self.next = len(lines), time.monotonic() + 10
-        self.tell(f"train {self.name}: step {last['step']}, loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s")
+        self.told = step
+        seconds = time.monotonic() - self.started
+        note = f"loss {newest['loss']:.3f}, {newest['tokens_per_second']:,.0f} tokens/s"
+        self.watch(
+            Progress(STEP.name, self.name, step, self.steps, "steps", step / self.steps, seconds, self.first / self.steps, note=note)
+        )

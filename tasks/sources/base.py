@@ -5,6 +5,7 @@ The books: the units of everything a reader yields for a file sum to the raw rec
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -26,6 +27,42 @@ class RawFile:
     def open(self) -> BinaryIO:
         """A seekable stream of the file's bytes as they lie there (still compressed)."""
         return cast(BinaryIO, fsspec.open(self.url, "rb").open())
+
+
+@dataclass(frozen=True)
+class WatchedFile(RawFile):
+    """A raw file that tells `read(bytes)` of each piece that is read of it, as it lies there."""
+
+    read: Callable[[int], None] = field(compare=False)
+
+    def open(self) -> BinaryIO:
+        return cast(BinaryIO, _WatchedStream(super().open(), self.read))
+
+
+class _WatchedStream(io.BufferedIOBase):
+    def __init__(self, stream: BinaryIO, told: Callable[[int], None]) -> None:
+        self._stream, self._told = stream, told
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = self._stream.read(-1 if size is None else size)
+        self._told(len(piece))
+        return piece
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @dataclass

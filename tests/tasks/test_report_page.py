@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 
 from tasks.errors import UserError
-from tasks.report_charts import Line, compact, duration, line_chart, log_ticks, percent, size, ticks
+from tasks.readable import compact, duration, percent, size
+from tasks.report_charts import Line, line_chart, log_ticks, ticks
 from tasks.report_data import (
     Artifact,
     Checkpoint,

@@ -71,7 +71,9 @@ def step_runs(monkeypatch):
 @pytest.fixture
 def in_process(monkeypatch, step_runs):
     """Workers as calls: the real engine and the real worker, without a second's start for each process."""
-    monkeypatch.setattr(tasks.engine, "_run_all", lambda commands, threads: [tasks.shard.main(c[-2], int(c[-1])) for c in commands])
+    monkeypatch.setattr(
+        tasks.engine, "_run_all", lambda commands, threads, watcher: [tasks.shard.main(c[-2], int(c[-1])) for c in commands]
+    )
     return step_runs
 
 

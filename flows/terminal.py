@@ -1,0 +1,54 @@
+"""What a run shows in the terminal: a line about each artifact, and below the last one a live bar of what is being made.
+
+Where nobody looks (no terminal) there is no bar, but a line every 30 s of a step that is longer.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from tasks.progress import Progress, Seldom
+
+LINE_SECONDS = 30.0
+
+
+class Terminal:
+    """A listener (`line`) and a watcher (`progress`) of a run. Within `with`, so that no bar outlives an error."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seldom = Seldom(LINE_SECONDS)
+        columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[detail]}", style="dim"))
+        # refreshed with each progress, so that no thread of its own is needed
+        self.bars = Bars(*columns, console=console, transient=True, auto_refresh=False)
+        self.bar: TaskID | None = None
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def line(self, text: str) -> None:
+        self._clear()
+        self.console.print(escape(text))
+
+    def progress(self, progress: Progress) -> None:
+        if not self.console.is_terminal:
+            if self.seldom(progress):
+                self.console.print(escape(str(progress)))
+            return
+        if self.bar is None:
+            self.bars.start()
+            self.bar = self.bars.add_task("", total=1.0, detail="")
+        description, detail = escape(f"{progress.step:<12} {progress.name}"), escape(progress.detail)
+        self.bars.update(self.bar, description=description, detail=detail, completed=progress.share, refresh=True)
+
+    def _clear(self) -> None:
+        if self.bar is not None:
+            self.bars.remove_task(self.bar)
+            self.bars.stop()
+            self.bar = None
