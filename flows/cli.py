@@ -219,36 +219,14 @@ def _sizes(manifest: dict[str, Any]) -> dict[str, Any]:
 def show(
     artifact: Annotated[str, typer.Argument(metavar="ID", help="An artifact's id, or its beginning.")],
     store: StoreUrl = "store",
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Documents to show of those kept, and of each reason.")] = 3,
+    reason: Annotated[str | None, typer.Option("--reason", help="Show only documents with this in their reason, or `kept`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One artifact: its books, config, inputs and files."""
-    from tasks.store import Store
+    """One artifact: its books, config, inputs and files, and documents that were kept and dropped, by reason."""
+    from flows.show import show_artifact
 
-    found = [manifest for manifest in Store(store).manifests() if manifest["id"].startswith(artifact)]
-    if len(found) != 1:
-        raise UserError(f"{len(found)} artifacts of the store {store} begin with {artifact}; `olmoflow ls` lists them")
-    (manifest,) = found
-    if as_json:
-        print(json.dumps(manifest))
-        return
-    books = manifest["books"]
-    console.print(f"[bold]{manifest['id']}[/]  {escape(manifest['name'])}, made {manifest['created']} in {manifest['seconds']:.1f} s")
-    table = Table(show_header=False, box=None)
-    table.add_row("read", f"{books['read']:,} {books['unit']}")
-    table.add_row("kept", f"{books['kept']:,}")
-    for reason, number in books["dropped"].items():
-        table.add_row("dropped", f"{number:,}  {escape(reason)}")
-    table.add_row("quarantined", f"{books['quarantined']:,}")
-    for name, number in books["counts"].items():
-        table.add_row(name.replace("_", " "), f"{number:,}")
-    console.print(table)
-    for heading, value in (("config", manifest["config"]), ("inputs", manifest["inputs"]), ("software", manifest["software"])):
-        console.print(f"[bold]{heading}[/]")
-        console.print_json(data=value)
-    files = Table("file", "bytes", "rows", "sha256", box=None, header_style="bold")
-    for file in manifest["files"]:
-        files.add_row(escape(file["path"]), _number(file["bytes"]), _number(file["rows"]), file["sha256"][:16])
-    console.print(files)
+    show_artifact(console, store, artifact, samples, reason, as_json)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from flows.recipe import MICRO, Recipe
 from flows.summary import RunSummary, load_summary
 from tasks import corpus, evaluate, report_data
 from tasks.report_page import render
+from tasks.report_scores import source_scores
 from tasks.shards import ShardRef, input_files
 from tasks.store import Books, Record, Store
 
@@ -67,6 +68,7 @@ class Gathering:
             model_name=self.recipe.model.preset or "" if self.recipe.model else "",
             model_parameters=self._parameters(),
             flows=[flow for flow in map(self._flow, self.recipe.sources) if flow.stages],
+            scores=[self._scores(node) for node in self._of("select")],
             files=self._files(),
             mixes=[self._mix(node) for node in self._of("mix")],
             runs=[self._run(node) for node in self._of("train")],
@@ -106,6 +108,13 @@ class Gathering:
                     stages.append(report_data.Stage(step, books.unit, books.read, books.kept, losses))
                     tokens = books.counts.get("tokens") if step == "select" else tokens
         return report_data.SourceFlow(source, stages, tokens)
+
+    def _scores(self, node: Node) -> report_data.SourceScores:
+        config = self.recipe.sources[node["name"]]
+        rules = {"tokenize_where": config.tokenize_where.filters, "filters": config.filters}
+        rules = {f"scores.{name}.where": use.where for name, use in config.scores.items()} | rules
+        made = [other for other in self.nodes if other["id"] in node["inputs"]] + [node]
+        return source_scores(self.store, node["name"], [(other["step"], other["keys"]) for other in made], rules)
 
     def _files(self) -> list[report_data.FileEntry]:
         entries: dict[str, report_data.FileEntry] = {}

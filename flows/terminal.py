@@ -42,9 +42,9 @@ class Terminal:
                 self.console.print(escape(str(progress)))
             return
         if self.bar is None:
-            self.bars.start()
             self.bar = self.bars.add_task("", total=1.0, detail="")
-        description, detail = escape(f"{progress.step:<12} {progress.name}"), escape(progress.detail)
+            self.bars.start()
+        description, detail = escape(f"{progress.step:<12} {progress.name:<28}"), escape(progress.detail)
         self.bars.update(self.bar, description=description, detail=detail, completed=progress.share, refresh=True)
 
     def _clear(self) -> None:

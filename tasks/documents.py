@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from tasks.errors import UserError
 from tasks.progress import Report, ignore
+
+Parquet = Path | BinaryIO
 
 FILE = "documents.parquet"
 ROW_GROUP_BYTES = 16 << 20  # of text; with ROW_GROUP_ROWS it bounds a reader's memory whatever the shard's size
@@ -99,15 +101,19 @@ def texts(path: Path, progress: Report = ignore) -> Iterator[tuple[int, list[str
             progress(row, done, row / file.metadata.num_rows)
 
 
-def load_columns(documents: Path, aligned: list[Path], index: Path | None = None) -> pa.Table:
+def load_columns(
+    documents: Parquet, aligned: Sequence[Parquet], index: Parquet | None = None, names: Collection[str] | None = None
+) -> pa.Table:
     """Everything known of a shard's documents but their text: typed columns, scores, and from the token index `repeated` and `tokens`.
 
-    Rows are the shard's rows; what was not tokenized has nulls from the index.
+    Rows are the shard's rows; what was not tokenized has nulls from the index. `names`: read only these columns, and `key`.
     """
-    names = [name for name in pq.read_schema(documents).names if name not in ("text", "metadata")]
-    table = pq.read_table(documents, columns=names)
-    for path in aligned:
-        scores = pq.read_table(path)
+    wanted = None if names is None else {"key", *names}
+    there = [name for name in pq.read_schema(documents).names if name not in ("text", "metadata") and (wanted is None or name in wanted)]
+    table = pq.read_table(documents, columns=there)
+    for file in aligned:
+        columns = None if wanted is None else [name for name in pq.read_schema(file).names if name in wanted]
+        scores = pq.read_table(file, columns=columns)
         for name in scores.column_names:
             if name in table.column_names:
                 raise UserError(
@@ -117,7 +123,7 @@ def load_columns(documents: Path, aligned: list[Path], index: Path | None = None
     return table if index is None else _with_index(table, index)
 
 
-def _with_index(table: pa.Table, index: Path) -> pa.Table:
+def _with_index(table: pa.Table, index: Parquet) -> pa.Table:
     entries = pq.read_table(index, columns=["row", "length", "repeated"])
     rows = entries.column("row").to_numpy()
     absent = np.ones(table.num_rows, bool)

@@ -127,5 +127,5 @@ document.getElementById("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 let closed = [];
-addEventListener("beforeprint", () => { closed = all("details:not([open])"); for (const item of closed) item.open = true; });
+addEventListener("beforeprint", () => { closed = all("details:not([open], .sides, .doc)"); for (const item of closed) item.open = true; });
 addEventListener("afterprint", () => { for (const item of closed) item.open = false; });

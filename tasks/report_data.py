@@ -68,6 +68,78 @@ class SourceFlow:
 
 
 @dataclass
+class Histogram:
+    """How often the values of a column lie between two neighbouring `edges`, of documents kept and dropped.
+
+    log: the edges are spread by their logarithm, and zeros are counted apart. open_low, open_high: the first, the last bin also holds what
+    lies beyond it. nulls: documents without a value.
+    """
+
+    column: str
+    edges: list[float]
+    kept: list[int]
+    dropped: list[int]
+    nulls: int = 0
+    log: bool = False
+    zeros_kept: int = 0
+    zeros_dropped: int = 0
+    open_low: bool = False
+    open_high: bool = False
+
+
+@dataclass
+class Categories:
+    """How many documents have each of the most frequent values of a text column, and how many another one or none."""
+
+    column: str
+    names: list[str]
+    kept: list[int]
+    dropped: list[int]
+    others: int = 0  # documents with a rarer value
+    other_names: int = 0
+    nulls: int = 0
+
+
+@dataclass
+class Example:
+    """A document near a cut; `reason` says why it is dropped, and is empty where it is kept."""
+
+    document: str
+    value: float
+    text: str
+    reason: str = ""
+
+
+@dataclass
+class Cut:
+    """One threshold: where it stands in `column`, who asks for it, how many documents with a value pass, and the nearest on each side."""
+
+    label: str  # quality >= 0.5
+    column: str
+    at: float
+    by: list[str]
+    passed: int
+    failed: int
+    passes_above: bool
+    below: list[Example] = field(default_factory=list)
+    above: list[Example] = field(default_factory=list)
+
+
+@dataclass
+class SourceScores:
+    """What the filters of one source read of its documents. The numbers are of the documents in `shards` of `shards_in_all` shards."""
+
+    source: str
+    documents: int
+    kept: int
+    shards: int
+    shards_in_all: int
+    histograms: list[Histogram] = field(default_factory=list)
+    categories: list[Categories] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+
+
+@dataclass
 class FileEntry:
     """One raw file under the recipe's folders."""
 
@@ -205,6 +277,7 @@ class ReportData:
     model_name: str = ""
     model_parameters: int | None = None
     flows: list[SourceFlow] = field(default_factory=list)
+    scores: list[SourceScores] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
     mixes: list[Mix] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)

@@ -66,6 +66,7 @@ def _placed(artifacts: list[Artifact]) -> list[_Place]:
     layer: dict[str, int] = {}
     for name in order:
         layer[name] = max((layer[item] + 1 for item in inputs[name]), default=0)
+    inputs = _direct(inputs, order)
     users = {name: [other for other in order if name in inputs[other]] for name in order}
     for name in reversed(order):
         if not inputs[name] and users[name]:
@@ -76,6 +77,14 @@ def _placed(artifacts: list[Artifact]) -> list[_Place]:
         for user in users[name]:
             waypoints += _joined(place, places[user])
     return [*places.values(), *waypoints]
+
+
+def _direct(inputs: dict[str, list[str]], order: list[str]) -> dict[str, list[str]]:
+    """Inputs without those that another input is made of: the way to them is drawn already (a transitive reduction)."""
+    behind: dict[str, set[str]] = {}
+    for name in order:  # inputs first
+        behind[name] = set(inputs[name]).union(*(behind[item] for item in inputs[name]))
+    return {name: [item for item in items if not any(item in behind[other] for other in items)] for name, items in inputs.items()}
 
 
 def _joined(start: _Place, end: _Place) -> list[_Place]:

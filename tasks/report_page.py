@@ -12,9 +12,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from tasks.look import TEXT_CHARACTERS
 from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
-from tasks.report_data import Checkpoint, FileEntry, MicroAnneal, Mix, ReportData, SourceFlow, Stage, TrainingRun, spike_score
+from tasks.report_data import Checkpoint, FileEntry, MicroAnneal, Mix, ReportData, SourceFlow, SourceScores, Stage, TrainingRun, spike_score
+from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
 
 __all__ = ["ReportData", "render", "spike_score"]
@@ -22,6 +24,7 @@ __all__ = ["ReportData", "render", "spike_score"]
 _HERE = Path(__file__).parent
 _SECTIONS = (
     ("documents", "Where documents went"),
+    ("scores", "Scores and cuts"),
     ("files", "Files"),
     ("mixes", "Mixes"),
     ("training", "Training"),
@@ -30,6 +33,7 @@ _SECTIONS = (
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
+_LEAST_CHARACTERS, _MOST_CHARACTERS = 160, 1_500_000  # of one document's text beside a cut, and of all of them together
 _ALL = "all"  # the name under which scores hold the sum over sources
 
 
@@ -47,6 +51,7 @@ def render(data: ReportData) -> str:
         ladder=_ladder(data.checkpoints),
         flows=[_flow(flow, _stage_names(data.flows)) for flow in data.flows],
         stage_names=_stage_names(data.flows),
+        scores=_scores(data.scores),
         files=_files(data.files),
         mixes=[_mix(mix, _source_colours(data.mixes)) for mix in data.mixes],
         training=_training(data.runs),
@@ -164,6 +169,22 @@ def _segments(stages: list[Stage], names: list[str]) -> list[dict[str, Any]]:
         for label, style, count in found
         if count
     ]
+
+
+def _scores(sources: list[SourceScores]) -> list[dict[str, Any]]:
+    """Charts of each source, and its cuts with documents cut so short that the page stays small however many they are."""
+    documents = sum(len(cut.below) + len(cut.above) for item in sources for cut in item.cuts)
+    length = min(TEXT_CHARACTERS, max(_LEAST_CHARACTERS, _MOST_CHARACTERS // max(1, documents)))
+    found = []
+    for item in sources:
+        charts = [histogram_chart(shown, [cut for cut in item.cuts if cut.column == shown.column]) for shown in item.histograms]
+        most = [max((k + d for k, d in zip(shown.kept, shown.dropped, strict=True)), default=1) for shown in item.categories]
+        categories = [{"shown": shown, "most": count} for shown, count in zip(item.categories, most, strict=True)]
+        cuts = [
+            {"cut": cut, "sides": [("below", cut.below, not cut.passes_above), ("above", cut.above, cut.passes_above)]} for cut in item.cuts
+        ]
+        found.append({"item": item, "charts": charts, "categories": categories, "cuts": cuts, "length": length})
+    return found
 
 
 def _files(files: list[FileEntry]) -> dict[str, Any]:

@@ -140,8 +140,8 @@ class _Metrics:
 
     def __init__(self, folder: Path, name: str, steps: int, watch: Watch) -> None:
         self.metrics, self.name, self.steps, self.watch = folder / "metrics.jsonl", name, steps, watch
-        self.started = time.monotonic()
-        self.first = self.told = self._newest().get("step", 0)  # more than 0 where a run goes on
+        self.started: float | None = None
+        self.first, self.told = 0, self._newest().get("step", 0)  # more than 0 where a run goes on
 
     def _newest(self) -> dict[str, Any]:
         """The last whole line; lines are far shorter than what is read."""
@@ -156,10 +156,12 @@ class _Metrics:
         newest = self._newest()
         step = newest.get("step", 0)
         if step < self.told:  # cut back to the checkpoint that the run goes on from
-            self.first = self.told = step
+            self.told = step
         if step == self.told:
             return
         self.told = step
+        if self.started is None:  # the time that torch needs to start says nothing about the speed
+            self.started, self.first = time.monotonic() - newest["seconds"], step - 1
         seconds = time.monotonic() - self.started
         note = f"loss {newest['loss']:.3f}, {newest['tokens_per_second']:,.0f} tokens/s"
         self.watch(
