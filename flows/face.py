@@ -40,7 +40,7 @@ def run_stage(
 ) -> RunSummary:
     """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
     started, clock = datetime.now(UTC), time.monotonic()
-    watch = _Watch()
+    watch = Watching()
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
     pipeline = Pipeline(recipe, runner, _as_task, _tell, watch)
     _leash_server()
@@ -84,7 +84,7 @@ def _tell(line: str) -> None:
         listener(line)
 
 
-class _Watch:
+class Watching:
     """Progress for Prefect: now and then a line in the task's log and a state of its progress artifact; and for the watchers all of it."""
 
     def __init__(self) -> None:

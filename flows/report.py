@@ -63,12 +63,19 @@ class Gathering:
             versions=self.summary.software,
             seconds=self.summary.seconds,
             notices=[
-                text for text in (config["description"], corpus.describe() if config["sample_corpus"] else "", self._unevaluated()) if text
+                text
+                for text in (
+                    config["description"],
+                    corpus.describe() if config["sample_corpus"] else "",
+                    self._unevaluated(),
+                    self._unseen(),
+                )
+                if text
             ],
             model_name=self.recipe.model.preset or "" if self.recipe.model else "",
             model_parameters=self._parameters(),
             flows=[flow for flow in map(self._flow, self.recipe.sources) if flow.stages],
-            scores=[self._scores(node) for node in self._of("select")],
+            scores=[self._scores(node) for node in self._of("select") if not self._gone(node)],
             files=self._files(),
             mixes=[self._mix(node) for node in self._of("mix")],
             runs=[self._run(node) for node in self._of("train")],
@@ -87,6 +94,15 @@ class Gathering:
             if names
             else ""
         )
+
+    def _gone(self, node: Node) -> list[str]:
+        """Inputs of an artifact that are not whole any more."""
+        return [other["id"] for other in self.nodes if other["id"] in node["inputs"] and other not in self._of(other["step"])]
+
+    def _unseen(self) -> str:
+        """A sentence about sources of which only the selection is left in the store."""
+        names = sorted(node["name"] for node in self._of("select") if self._gone(node))
+        return f"No scores and cuts of {', '.join(names)}: their documents or scores are not in the store any more." if names else ""
 
     def _parameters(self) -> int | None:
         headers = [json.loads(self._file(node, "mix.json").read_text()) for node in self._of("mix")]

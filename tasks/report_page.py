@@ -5,7 +5,7 @@ template (`report.html`). Without JavaScript all of it can still be read.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,19 @@ from markupsafe import Markup, escape
 from tasks.look import TEXT_CHARACTERS
 from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
-from tasks.report_data import Checkpoint, FileEntry, MicroAnneal, Mix, ReportData, SourceFlow, SourceScores, Stage, TrainingRun, spike_score
+from tasks.report_data import (
+    Checkpoint,
+    Example,
+    FileEntry,
+    MicroAnneal,
+    Mix,
+    ReportData,
+    SourceFlow,
+    SourceScores,
+    Stage,
+    TrainingRun,
+    spike_score,
+)
 from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
 
@@ -33,7 +45,7 @@ _SECTIONS = (
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
-_LEAST_CHARACTERS, _MOST_CHARACTERS = 160, 1_500_000  # of one document's text beside a cut, and of all of them together
+_LEAST_BYTES, _MOST_BYTES = 200, 2_500_000  # of one document's text beside a cut, and of all of them together
 _ALL = "all"  # the name under which scores hold the sum over sources
 
 
@@ -174,17 +186,34 @@ def _segments(stages: list[Stage], names: list[str]) -> list[dict[str, Any]]:
 def _scores(sources: list[SourceScores]) -> list[dict[str, Any]]:
     """Charts of each source, and its cuts with documents cut so short that the page stays small however many they are."""
     documents = sum(len(cut.below) + len(cut.above) for item in sources for cut in item.cuts)
-    length = min(TEXT_CHARACTERS, max(_LEAST_CHARACTERS, _MOST_CHARACTERS // max(1, documents)))
+    length = max(_LEAST_BYTES, _MOST_BYTES // max(1, documents))
     found = []
     for item in sources:
         charts = [histogram_chart(shown, [cut for cut in item.cuts if cut.column == shown.column]) for shown in item.histograms]
         most = [max((k + d for k, d in zip(shown.kept, shown.dropped, strict=True)), default=1) for shown in item.categories]
         categories = [{"shown": shown, "most": count} for shown, count in zip(item.categories, most, strict=True)]
         cuts = [
-            {"cut": cut, "sides": [("below", cut.below, not cut.passes_above), ("above", cut.above, cut.passes_above)]} for cut in item.cuts
+            {
+                "cut": cut,
+                "sides": [
+                    ("below", _shortened(cut.below, length), not cut.passes_above),
+                    ("above", _shortened(cut.above, length), cut.passes_above),
+                ],
+            }
+            for cut in item.cuts
         ]
-        found.append({"item": item, "charts": charts, "categories": categories, "cuts": cuts, "length": length})
+        found.append({"item": item, "charts": charts, "categories": categories, "cuts": cuts})
     return found
+
+
+def _shortened(examples: list[Example], most: int) -> list[Example]:
+    return [replace(example, text=_cut(example.text, most)) for example in examples]
+
+
+def _cut(text: str, most: int) -> str:
+    """The first `most` bytes of a text, whole characters only; an ellipsis where there is more, or where more was left out before."""
+    data = text.encode()
+    return data[:most].decode(errors="ignore") + "…" if len(data) > most or len(text) >= TEXT_CHARACTERS else text
 
 
 def _files(files: list[FileEntry]) -> dict[str, Any]:

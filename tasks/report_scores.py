@@ -105,7 +105,7 @@ def _edges(values: np.ndarray, marks: Sequence[float], log: bool, whole: bool) -
         return np.arange(low, high + step + 0.5, step) - 0.5
     if low == high:
         low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
-    return np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1)
+    return np.unique(np.geomspace(low, high, BINS + 1) if log else np.linspace(low, high, BINS + 1))
 
 
 def categories(column: str, values: pa.ChunkedArray, keep: np.ndarray) -> Categories:

@@ -46,7 +46,9 @@ class TrainJob:
             started = time.monotonic()
             config = self._config(task, folder)
             steps = config["max_steps"] or _epoch(Path(config["data"]["mix"]), config["global_batch_instances"])
-            launch("trainer", config, folder, self.launcher, _Metrics(folder, task.name, steps, self.watch))
+            progress = RunProgress(folder / "metrics.jsonl", task.name, steps, self.watch)
+            launch("trainer", config, folder, self.launcher, progress)
+            progress()  # the last steps
             done = json.loads((folder / "done.json").read_text())
             self._commit(task, key, folder, done, time.monotonic() - started)
 
@@ -135,11 +137,11 @@ def _epoch(mix: Path, batch_instances: int) -> int:
     return int(json.loads((mix / "mix.json").read_text())["instances"]) // batch_instances
 
 
-class _Metrics:
-    """Tells a run's progress from the newest line of its metrics when that has changed."""
+class RunProgress:
+    """Tells a run's progress from the newest line of its `metrics.jsonl`, where that has changed since the last call."""
 
-    def __init__(self, folder: Path, name: str, steps: int, watch: Watch) -> None:
-        self.metrics, self.name, self.steps, self.watch = folder / "metrics.jsonl", name, steps, watch
+    def __init__(self, metrics: Path, name: str, steps: int, watch: Watch) -> None:
+        self.metrics, self.name, self.steps, self.watch = metrics, name, steps, watch
         self.started: float | None = None
         self.first, self.told = 0, self._newest().get("step", 0)  # more than 0 where a run goes on
 

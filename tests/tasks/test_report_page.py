@@ -13,8 +13,12 @@ from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import Line, line_chart, log_ticks, ticks
 from tasks.report_data import (
     Artifact,
+    Categories,
     Checkpoint,
+    Cut,
+    Example,
     FileEntry,
+    Histogram,
     Loss,
     MicroAnneal,
     Mix,
@@ -22,6 +26,7 @@ from tasks.report_data import (
     ReportData,
     Score,
     SourceFlow,
+    SourceScores,
     Stage,
     TrainingRun,
 )
@@ -93,6 +98,11 @@ def full_data() -> ReportData:
             SourceFlow("posts", [Stage("ingest", "posts", 300, 80, [Loss("no accepted answer", 220)]),
                                  Stage("filter", "documents", 40, 40)], 7000),
         ],
+        scores=[SourceScores("web", 90, 50, 2, 9,
+                             [Histogram("edu", [0.0, 1.0, 2.0, 3.0], [0, 10, 40], [20, 20, 0], nulls=7)],
+                             [Categories("language", ["en", "de"], [50, 0], [30, 9], others=1, other_names=1)],
+                             [Cut("edu ≥ 2", "edu", 2.0, ["filters"], 40, 50, True,
+                                  [Example("doc-1", 1.98, "just below the line", "edu < 2")], [Example("doc-2", 2.02, "just above")])])],
         files=[FileEntry("web/a.jsonl.zst", 1500, "read", "web", "dclm", 100, 1, "line 7: bad byte"),
                FileEntry("notes.txt", 10, "unmentioned"), FileEntry("web/old.zst", 10, "left out", why="excluded")],
         mixes=[Mix("anneal mix", [MixRow("web", 752_000_000, 24_290_000, 100), MixRow("posts", 1_000_000, 4_000_000, 40, 4)], ["a"])],
@@ -113,12 +123,27 @@ def full_data() -> ReportData:
 def test_every_section_is_there_and_every_element_is_closed():
     page = Page(render(full_data()))
     assert page.open == []
-    names = ["documents", "files", "mixes", "training", "micro-anneals", "soup", "lineage", "recipe"]
+    names = ["documents", "scores", "files", "mixes", "training", "micro-anneals", "soup", "lineage", "recipe"]
     assert [attrs["id"] for tag, attrs in page.elements if tag == "section"] == names
     assert "nothing" not in page.text.lower()
     expected = {
         "": ["first run", "demo.yaml", "2 cores", "2.13.0", "1h 02m", "star counts are synthetic", "1.25M", "12k"],
         "documents": ["empty text", "no accepted answer", "score below 2", "quarantined: bad byte", "documents made of them", "5k"],
+        "scores": [
+            "50 of 90 documents",
+            "from 2 of 9 shards",
+            "≥ 2: 44.4 % pass",
+            "7 documents without a value",
+            "filters: 40 of 90",
+            "1.98",
+            "doc-1",
+            "just below the line",
+            "edu < 2",
+            "doc-2",
+            "just above",
+            "selected",
+            "de",
+        ],
         "files": ["web/a.jsonl.zst", "1.5 kB", "line 7: bad byte", "notes.txt", "1 that nobody mentions", "excluded"],
         "mixes": ["anneal mix", "752M", "3.23", "400", "85.86", "4×", "28.3M"],
         "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
@@ -133,7 +158,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 8
+    assert sum(tag == "section" for tag, _ in page.elements) == 9
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
@@ -184,6 +209,39 @@ def test_the_page_is_small_even_for_long_runs_and_many_files():
     data.runs = [TrainingRun.from_metrics(f"run {n}", "pretrain", rows) for n in range(4)]
     data.files = data.files * 200
     assert len(render(data).encode()) < 1_500_000
+
+
+def test_the_page_stays_small_with_documents_beside_many_cuts():
+    data = full_data()
+    long = [Example(f"document {n}", n / 7, "一字" * 300, "edu < 2") for n in range(20)]
+    cuts = [Cut(f"score{n} ≥ 2", "edu", 2.0, ["filters"], 1, 1, True, long, long) for n in range(6)]
+    data.scores = [dataclasses.replace(data.scores[0], source=f"source {n}", cuts=cuts) for n in range(17)]
+    text = render(data)
+    assert text.count('class="doc"') == 17 * 6 * 40
+    assert len(text.encode()) < 5_000_000
+    assert "一字" * 50 in text
+
+
+def bars(text: str) -> list[tuple[str, float, float, float]]:
+    """(style, left, width, height) of each bar."""
+    found = re.findall(r'<rect class="bar (\w+)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="([\d.]+)"', text)
+    return [(style, float(x), float(width), float(height)) for style, x, width, height in found]
+
+
+def test_a_threshold_stands_between_the_bars_that_it_parts_and_bars_are_as_high_as_counts():
+    text = render(full_data())
+    ((style0, x0, w0, h0), *_), ((_, x2, _, h2),) = bars(text)[:1], bars(text)[-1:]
+    (line,) = re.findall(r'<line class="cut" x1="([\d.]+)"', text)
+    assert style0 == "stage1" and x0 + w0 < float(line) <= x2
+    assert h2 == pytest.approx(2 * h0, rel=0.01)  # 40 documents and 20
+
+
+def test_a_bar_that_towers_over_the_others_is_cut_off_and_told_in_numbers():
+    data = full_data()
+    data.scores[0].histograms[0] = Histogram("edu", [0.0, 1.0, 2.0], [12_345, 10], [0, 0])
+    text = render(data)
+    tower, other = bars(text)
+    assert tower[3] < 2 * other[3] and 'class="break"' in text and ">12.3k<" in text
 
 
 def test_books_that_do_not_balance_are_named():
