@@ -5,6 +5,8 @@ Where nobody looks (no terminal) there is no bar, but a line every 30 s of a ste
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
@@ -41,11 +43,16 @@ class Terminal:
             if self.seldom(progress):
                 self.console.print(escape(str(progress)))
             return
+        shown: dict[str, Any] = {
+            "description": escape(f"{progress.step:<12} {progress.name:<28}"),
+            "detail": escape(progress.detail),
+            "completed": progress.share,
+        }
         if self.bar is None:
-            self.bar = self.bars.add_task("", total=1.0, detail="")
+            self.bar = self.bars.add_task(total=1.0, **shown)
             self.bars.start()
-        description, detail = escape(f"{progress.step:<12} {progress.name:<28}"), escape(progress.detail)
-        self.bars.update(self.bar, description=description, detail=detail, completed=progress.share, refresh=True)
+        else:
+            self.bars.update(self.bar, **shown, refresh=True)
 
     def _clear(self) -> None:
         if self.bar is not None:

@@ -49,6 +49,7 @@ def run(shard: Shard) -> Books:
             books.count("bytes", writer.write(item.id, text, item.added, item.created, item.metadata, item.columns))
             books.count("repaired_surrogates", int(item.repaired))
     writer.close()
+    shard.progress(books.counts.get("documents", 0), 0, 1.0)
     return books
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tasks.readable import duration, size
 
 WRITE_SECONDS = 1.0  # between two versions of a worker's file
+SPEED_SHARE, SPEED_BYTES = 1e-3, 100_000  # less work than this tells no speed
 
 Report = Callable[[int, int, float], None]  # documents, bytes and share (0 to 1) of a shard so far
 Watch = Callable[["Progress"], None]
@@ -42,9 +43,9 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed so far; None before anything is done."""
+        """At the speed so far; None before there is a speed to speak of."""
         moved = self.share - self.begun
-        return self.seconds * (1 - self.share) / moved if moved > 0 else None
+        return self.seconds * (1 - self.share) / moved if moved >= SPEED_SHARE else None
 
     @property
     def detail(self) -> str:
@@ -52,7 +53,7 @@ class Progress:
         parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
         if self.documents:
             parts.append(f"{self.documents:,} documents")
-        if self.bytes and self.seconds > 0:
+        if self.bytes >= SPEED_BYTES and self.seconds > 0:
             parts.append(f"{size(self.bytes / self.seconds)}/s")
         if self.note:
             parts.append(self.note)
@@ -99,7 +100,8 @@ class Meter:
         return self._report
 
     def _report(self, documents: int, bytes_: int, share: float) -> None:
-        self.current = (documents, bytes_, max(self.current[2], min(share, 1.0)))
+        before = self.current
+        self.current = (max(before[0], documents), max(before[1], bytes_), max(before[2], min(share, 1.0)))
         if time.monotonic() >= self.next:
             self.write()
 

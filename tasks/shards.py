@@ -285,6 +285,7 @@ class Shard:
 
     Made by hand (`Shard(config, {"documents": [{"documents.parquet": path}]}, folder)`) it needs no store. Long work calls
     `progress(documents, bytes, share)` now and then with what it has done of the shard so far; that is cheap, but not for every document.
+    The largest of each counts.
     """
 
     config: dict[str, Any]
