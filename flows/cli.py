@@ -64,11 +64,11 @@ def main() -> None:
         _fail(str(error), 1)
     except OSError as error:  # a disk, a permission, a network: no bug of ours
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it was", 1)
-    except typer.Abort:
-        _fail("stopped; the same command goes on where it was", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop()
     except Exception as error:
+        if _was_interrupted(error):
+            _stop()
         usage = getattr(error, "format_message", None)  # click's usage errors
         if usage is None:
             raise
@@ -78,6 +78,22 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     errors.print(f"[bold red]error:[/] {escape(message)}")
     sys.exit(code)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is what began it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _stop(terminal: Any = None) -> None:
+    """Leave at once: a Ctrl-C also ends Prefect's embedded server, for which Prefect would look for a minute."""
+    if terminal is not None:
+        terminal.clear()
+    errors.print("[bold red]error:[/] stopped; the same command goes on where it was")
+    sys.stdout.flush()
+    os._exit(1)
 
 
 @app.command()
@@ -114,11 +130,13 @@ def _listening(as_json: bool) -> Iterator[None]:
     from flows.terminal import Terminal
 
     if as_json:
+        face.interrupted.append(_stop)
         yield
         return
     with Terminal(console) as terminal:
         face.listeners.append(terminal.line)
         face.watchers.append(terminal.progress)
+        face.interrupted.append(lambda: _stop(terminal))
         yield
 
 

@@ -32,6 +32,7 @@ from tasks.shards import Artifact
 Listener = Callable[[str], None]
 listeners: list[Listener] = []  # who else than Prefect's log wants a line about each artifact (the CLI)
 watchers: list[Watch] = []  # and its progress while it is made
+interrupted: list[Callable[[], None]] = []  # what is done at once after a Ctrl-C has ended the work, before Prefect hears of it (the CLI)
 LOG_SECONDS, BAR_SECONDS = 30.0, 5.0  # between two lines of progress in Prefect's log, and two states of its progress artifact
 
 
@@ -75,7 +76,16 @@ _leashed: dict[int, subprocess.Popen[bytes]] = {}
 def _as_task(name: str, function: Callable[[], Any]) -> Any:
     step = name.split(" ", 1)[0]
     named = task(name=step, task_run_name=name.replace("{", "(").replace("}", ")"), cache_policy=NO_CACHE, persist_result=False)
-    return named(function)()
+
+    def work() -> Any:
+        try:
+            return function()
+        except KeyboardInterrupt:
+            for act in interrupted:
+                act()
+            raise
+
+    return named(work)()
 
 
 def _tell(line: str) -> None:

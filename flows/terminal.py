@@ -32,10 +32,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._clear()
+        self.clear()
 
     def line(self, text: str) -> None:
-        self._clear()
+        self.clear()
         self.console.print(escape(text))
 
     def progress(self, progress: Progress) -> None:
@@ -54,7 +54,7 @@ class Terminal:
         else:
             self.bars.update(self.bar, **shown, refresh=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         if self.bar is not None:
             self.bars.remove_task(self.bar)
             self.bars.stop()

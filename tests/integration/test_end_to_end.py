@@ -291,3 +291,18 @@ def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(mark
     }
     leftovers = [path for path in lab.store.glob("shards/*/*/*") if path.name.startswith("attempt-")]
     assert len(leftovers) == len({path.parent for path in leftovers})
+
+
+def test_ctrl_c_ends_all_that_was_started_with_one_sentence(marked):
+    """A terminal sends it to the command and to Prefect's server; what works for them has a session of its own."""
+    lab = marked
+    process = lab.start("run", "end-to-end", str(lab.file))
+    wait_for(lambda: len(lab.records("ingest")) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=PATIENCE)[0].decode()
+    assert process.returncode == 1
+    assert told.endswith("error: stopped; the same command goes on where it was\n") and "Traceback" not in told
+    deadline = time.monotonic() + PATIENCE
+    while left := processes_naming(lab.mark):
+        assert time.monotonic() < deadline, f"processes {left} outlived the command that started them"
+        time.sleep(0.05)
