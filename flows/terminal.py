@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from tasks.progress import Progress, Seldom
 
 LINE_SECONDS = 30.0
+WIDE_COLUMNS = 125  # a narrower terminal has no room for a bar
 
 
 class Terminal:
@@ -23,7 +24,9 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.seldom = Seldom(LINE_SECONDS)
-        columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.fields[detail]}", style="dim"))
+        self.is_wide = console.width >= WIDE_COLUMNS
+        bar = [BarColumn(24)] if self.is_wide else []
+        columns = (TextColumn("{task.description}"), *bar, TaskProgressColumn(), TextColumn("{task.fields[detail]}", style="dim"))
         # refreshed with each progress, so that no thread of its own is needed
         self.bars = Bars(*columns, console=console, transient=True, auto_refresh=False)
         self.bar: TaskID | None = None
@@ -44,8 +47,8 @@ class Terminal:
                 self.console.print(escape(str(progress)))
             return
         shown: dict[str, Any] = {
-            "description": escape(f"{progress.step:<12} {progress.name:<28}"),
-            "detail": escape(progress.detail),
+            "description": escape(f"{progress.step:<12} {progress.name:<28}" if self.is_wide else f"{progress.step} {progress.name}"),
+            "detail": escape(progress.detail(short=not self.is_wide)),
             "completed": progress.share,
         }
         if self.bar is None:

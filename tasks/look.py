@@ -47,8 +47,9 @@ class ShardFiles:
 class Look:
     """The documents of some artifacts over the same shards: the documents themselves, and with them scores, tokens and the selection.
 
-    table: what is known of each document read, with `shard` (place in `shards`), `row`, and, where there is a selection, `keep` and
-    `reason`. Of a source with more than MOST_DOCUMENTS documents only some shards are read, in the order of their keys.
+    table: what is known of each document read; shard_of, row_of: where it lies, a place in `shards` and a row there; selection: `keep` and
+    `reason` of each, where there is one. Of a source with more than MOST_DOCUMENTS documents only some shards are read, in the order of
+    their keys.
     """
 
     def __init__(self, store: Store, made: Sequence[Made], names: Collection[str] | None = None, most: int = MOST_DOCUMENTS) -> None:
@@ -56,19 +57,21 @@ class Look:
         there = _shard_files(store, made)
         self.shards_in_all = len(there)
         self.shards = _some(there, most)
-        self.table = pa.concat_tables([self._read(number, names) for number in range(len(self.shards))], promote_options="default")
+        self.table = pa.concat_tables([self._read(shard, names) for shard in self.shards], promote_options="default")
+        self.shard_of = np.repeat(np.arange(len(self.shards)), [shard.rows for shard in self.shards])
+        self.row_of = np.concatenate([np.arange(shard.rows) for shard in self.shards])
+        paths = [shard.selection for shard in self.shards if shard.selection]
+        self.selection = pa.concat_tables(map(self._read_selection, paths)) if paths else None
 
-    def _read(self, number: int, names: Collection[str] | None) -> pa.Table:
-        shard = self.shards[number]
+    def _read(self, shard: ShardFiles, names: Collection[str] | None) -> pa.Table:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(self._open(path)) for path in (shard.documents, *shard.aligned)]
             index = stack.enter_context(self._open(shard.index)) if shard.index else None
-            table = load_columns(files[0], files[1:], index, names)
-            if shard.selection:
-                selection = pq.read_table(stack.enter_context(self._open(shard.selection)), columns=["keep", "reason"])
-                table = pa.table({**_columns(table), **_columns(selection)})
-        places = {"shard": np.full(table.num_rows, number, np.int32), "row": np.arange(table.num_rows)}
-        return pa.table({**_columns(table), **places})
+            return load_columns(files[0], files[1:], index, names)
+
+    def _read_selection(self, path: str) -> pa.Table:
+        with self._open(path) as file:
+            return pq.read_table(file, columns=["keep", "reason"])
 
     def _open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:
         return cast(contextlib.AbstractContextManager[BinaryIO], self.store.fs.open(self.store.full(path), "rb"))
@@ -84,7 +87,7 @@ class Look:
 
     def read(self, places: np.ndarray) -> dict[int, dict[str, Any]]:
         """By place in the table: `id`, `source` and the beginning of the `text`. Reads the row groups that they lie in, each once."""
-        shards, rows = self.table.column("shard").to_numpy()[places], self.table.column("row").to_numpy()[places]
+        shards, rows = self.shard_of[places], self.row_of[places]
         found = {}
         for number in np.unique(shards):
             here = shards == number
@@ -104,10 +107,6 @@ class Look:
                     for row, document in zip(wanted, part.to_pylist(), strict=True):
                         yield row, {**document, "text": document["text"][:TEXT_CHARACTERS]}
                 start = stop
-
-
-def _columns(table: pa.Table) -> dict[str, Any]:
-    return {name: table.column(name) for name in table.column_names}
 
 
 def _shard_files(store: Store, made: Sequence[Made]) -> list[ShardFiles]:
@@ -186,7 +185,7 @@ def samples(store: Store, manifest: dict[str, Any], number: int, reason: str | N
         raise UserError(f"nothing in {manifest['id']} has the reason {reason!r}; there is {there or 'nothing at all'}")
     picked = {name: look.first(fates[name], number) for name in names if name in fates}
     texts = look.read(np.concatenate([*picked.values(), np.zeros(0, np.int64)]).astype(np.int64))
-    hidden = {"id", "key", "source", "added", "created", "shard", "row", "keep", "reason"}
+    hidden = {"id", "key", "source", "added", "created"}
     found = []
     for name, places in picked.items():
         for place, known in zip(places.tolist(), look.table.take(places).to_pylist(), strict=True):
@@ -207,8 +206,8 @@ def _shown(manifest: dict[str, Any]) -> set[str] | None:
 def _fates(manifest: dict[str, Any], look: Look) -> dict[str, np.ndarray]:
     """Places in the table by what became of the documents, the most frequent fate first, but `kept` before all."""
     table = look.table
-    if "reason" in table.column_names:
-        fate = table.column("reason").fill_null(KEPT).to_numpy(zero_copy_only=False)
+    if look.selection is not None:
+        fate = look.selection.column("reason").fill_null(KEPT).to_numpy(zero_copy_only=False)
     elif manifest["step"] == "score":
         column = _own_column(look)
         fate = np.where(table.column(column).is_null().to_numpy(), "not scored", "scored")

@@ -47,11 +47,10 @@ class Progress:
         moved = self.share - self.begun
         return self.seconds * (1 - self.share) / moved if moved >= SPEED_SHARE else None
 
-    @property
-    def detail(self) -> str:
-        """`3 of 12 shards, 120,400 documents, 34 MB/s, 2m 10s left`."""
+    def detail(self, short: bool = False) -> str:
+        """`3 of 12 shards, 120,400 documents, 34 MB/s, 2m 10s left`; without the documents where it is to be short."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
-        if self.documents:
+        if self.documents and not short:
             parts.append(f"{self.documents:,} documents")
         if self.bytes >= SPEED_BYTES and self.seconds > 0:
             parts.append(f"{size(self.bytes / self.seconds)}/s")
@@ -62,7 +61,7 @@ class Progress:
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        return f"{self.step} {self.name}: {self.detail}"
+        return f"{self.step} {self.name}: {self.detail()}"
 
 
 class Seldom:

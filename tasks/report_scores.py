@@ -27,7 +27,8 @@ def source_scores(store: Store, source: str, made: Sequence[Made], rules: dict[s
     """`made`: the documents' artifact and the others over its shards, the selection among them. `rules`: filters by who asks for them."""
     columns = dict.fromkeys(rule.column for asked in rules.values() for rule in asked)
     look = Look(store, made, {*columns, LANGUAGE})
-    keep = look.table.column("keep").to_numpy(zero_copy_only=False)
+    assert look.selection is not None
+    keep = look.selection.column("keep").to_numpy(zero_copy_only=False)
     found = SourceScores(source, look.table.num_rows, int(keep.sum()), len(look.shards), look.shards_in_all)
     cuts = _cuts(rules, look.table)
     for column in dict.fromkeys([*columns, TOKENS]):
@@ -169,7 +170,8 @@ def _with_examples(look: Look, cuts: list[_Cut]) -> list[Cut]:
     sides = [(cut, _nearest(look, cut, ~cut.passes & cut.has_value), _nearest(look, cut, cut.passes)) for cut in cuts]
     everything = [places for _, failing, passing in sides for places in (failing, passing)]
     texts = look.read(np.unique(np.concatenate([np.zeros(0, np.int64), *everything])).astype(np.int64))
-    reasons = look.table.column("reason")
+    assert look.selection is not None
+    reasons = look.selection.column("reason")
 
     def examples(cut: _Cut, places: np.ndarray) -> list[Example]:
         values = look.table.column(cut.column).cast(pa.float64())

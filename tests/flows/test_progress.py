@@ -25,13 +25,20 @@ def test_without_a_terminal_there_is_a_line_every_half_minute():
 
 def test_a_terminal_shows_a_bar_while_work_runs_and_takes_it_away():
     out = io.StringIO()
-    with Terminal(Console(file=out, width=120, force_terminal=True)) as terminal:
+    with Terminal(Console(file=out, width=140, force_terminal=True)) as terminal:
         terminal.progress(of("a", 1, 3))
         assert "3 of 9 shards" in out.getvalue() and "33%" in out.getvalue()
         terminal.line("score a made")
         shown = len(out.getvalue())
         assert out.getvalue().endswith("score a made\n")
     assert len(out.getvalue()) == shown
+
+
+def test_a_narrow_terminal_shows_the_time_left_in_full():
+    out = io.StringIO()
+    with Terminal(Console(file=out, width=80, force_terminal=True)) as terminal:
+        terminal.progress(Progress("ingest", "multilingual_web", 3, 12, "shards", 0.25, 100, documents=120_400, bytes=3_400_000_000))
+    assert "ingest multilingual_web" in out.getvalue() and "3 of 12 shards, 34 MB/s, 5m 00s left" in out.getvalue()
 
 
 @pytest.fixture
