@@ -126,9 +126,12 @@ class Gathering:
         return report_data.SourceFlow(source, stages, tokens)
 
     def _scores(self, node: Node) -> report_data.SourceScores:
-        config = self.recipe.sources[node["name"]]
-        rules = {"tokenize_where": config.tokenize_where.filters, "filters": config.filters}
-        rules = {f"scores.{name}.where": use.where for name, use in config.scores.items()} | rules
+        source, _, subset = node["name"].partition("/")
+        config = self.recipe.sources[source]
+        rules = {f"scores.{name}.where": use.where for name, use in config.scores.items()}
+        rules |= {"tokenize_where": config.tokenize_where.filters, "filters": config.filters}
+        if subset:
+            rules[f"subsets.{subset}"] = config.subsets[subset].filters
         made = [other for other in self.nodes if other["id"] in node["inputs"]] + [node]
         return source_scores(self.store, node["name"], [(other["step"], other["keys"]) for other in made], rules)
 

@@ -20,6 +20,7 @@ from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns
 from tasks.errors import UserError
 from tasks.mix_plan import order
+from tasks.score import FILE as SCORES
 from tasks.select import FILE as SELECTION
 from tasks.store import Record, Store, fingerprint
 from tasks.tokenize import INDEX
@@ -34,7 +35,7 @@ Made = tuple[str, Sequence[str]]  # an artifact: its step, and the keys of its s
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where the files about one shard of documents lie below the store's URL. `aligned` files have the documents' rows."""
+    """Where the files about one shard of documents lie below the store's URL. `aligned`: scores and duplicates."""
 
     key: str
     rows: int
@@ -134,8 +135,7 @@ def _files(documents: Record, others: list[Record]) -> ShardFiles:
     rows = documents.file(DOCUMENTS).rows or 0
     stored = [file for record in others for file in record.files]
     paths = {name: next((file.path for file in stored if file.name == name), None) for name in (INDEX, SELECTION)}
-    special = (DOCUMENTS, INDEX, SELECTION)
-    aligned = tuple(file.path for file in stored if file.name.endswith(".parquet") and file.name not in special and file.rows == rows)
+    aligned = tuple(file.path for file in stored if file.name == SCORES)
     return ShardFiles(documents.key, rows, documents.file(DOCUMENTS).path, aligned, paths[INDEX], paths[SELECTION])
 
 

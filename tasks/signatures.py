@@ -53,7 +53,7 @@ def run(shard: Shard) -> Books:
     books = Books()
     # hashes do not compress, and each is read by itself
     with pq.ParquetWriter(shard.folder / FILE, schema, compression="none", use_dictionary=False) as writer:
-        for first, batch in texts(documents):
+        for first, batch in texts(documents, shard.progress):
             signed = [signer.buckets(text) for text in batch] if signer else []
             columns: dict[str, Any] = {"key": keys.slice(first, len(batch)), "exact": [exact(text) for text in batch]}
             columns |= {name: [row[number] if row else None for row in signed] for number, name in enumerate(names)}

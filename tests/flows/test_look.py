@@ -66,7 +66,7 @@ def in_line(ids) -> list[str]:
 class Made:
     def __init__(self, recipe: Recipe, pipeline: Pipeline) -> None:
         self.recipe, self.store = recipe, pipeline.store
-        self.manifests = {manifest["step"]: manifest for manifest in self.store.manifests()}
+        self.manifests = {manifest["step"]: manifest for manifest in self.store.manifests() if "/" not in manifest["name"]}
 
     def show(self, step: str, *more: str):
         return CliRunner().invoke(app, ["show", self.manifests[step]["id"], "--store", self.store.url, *more])
@@ -75,7 +75,7 @@ class Made:
         return json.loads(self.show(step, "--json", *more).stdout)["samples"]
 
     def artifacts(self):
-        return [(step, self.manifests[step]["shards"]) for step in ("ingest", "score", "tokenize", "select")]
+        return [(step, self.manifests[step]["shards"]) for step in ("ingest", "duplicates", "score", "tokenize", "select")]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,8 @@ def made(tmp_path_factory):
         "scores": {"length": {"where": [{"column": "votes", "min": 1}]}},
         "tokenize_where": {"filters": [{"column": "score", "min": 0.01}]},
         "filters": [{"column": "votes", "min": 2, "max": 5}, {"column": "score", "min": 0.05}],
+        "deduplicate": {},
+        "subsets": {"liked": {"filters": [{"column": "votes", "min": 4}]}},
     }
     recipe = Recipe.model_validate(
         {
@@ -138,7 +140,7 @@ def test_show_takes_one_reason_and_says_which_there_are_where_it_is_none(made):
         "not tokenized: score < 0.01",
     }
     with pytest.raises(UserError, match=r"nothing in select-\w+ has the reason 'beauty'; there is kept, .*votes > 5"):
-        show_artifact(Console(), made.store.url, "select", 3, "beauty", False)
+        show_artifact(Console(), made.store.url, made.manifests["select"]["id"], 3, "beauty", False)
     with pytest.raises(UserError, match="holds no documents"):
         show_artifact(Console(), made.store.url, "tokenizer", 3, "kept", False)
 
@@ -231,7 +233,7 @@ def test_beside_each_cut_stand_the_twenty_documents_nearest_to_it_on_either_side
 
 def test_the_report_draws_thresholds_lengths_and_languages_and_escapes_the_texts(made):
     page = open_report(made)
-    section = page[page.index('<section id="scores">') : page.index('<section id="files">')]
+    section, subset = page[page.index('<section id="scores">') : page.index('<section id="files">')].split("<h3>web/liked")
     labels = re.findall(r'<text class="cut[^>]*>([^:<]*):', section)
     assert sorted(labels) == ["≤ 5", "≥ 0.01", "≥ 0.05", "≥ 1", "≥ 2"]
     assert section.count('<line class="cut"') == 5
@@ -242,10 +244,11 @@ def test_the_report_draws_thresholds_lengths_and_languages_and_escapes_the_texts
     assert "<script>alert" not in page and "&lt;script&gt;alert" in section
     kept = sum(fate(line) == "kept" for line in LINES.values())
     assert f"{kept} of {len(LINES)} documents selected" in section
+    assert "subsets.liked: " in subset and "≥ 4" in subset and "≥ 4" not in section
 
 
 def test_a_report_is_written_though_the_documents_are_gone(made, tmp_path):
     shutil.copytree(made.store.root, tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "shards" / "ingest")
     page = open_report(Made(made.recipe.model_copy(update={"store": str(tmp_path / "store")}), made))
-    assert "No scores and cuts of web: their documents or scores are not in the store any more." in page
+    assert "No scores and cuts of web, web/liked: their documents or scores are not in the store any more." in page
