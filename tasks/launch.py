@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UserError
-from tasks.processes import PR_SET_PDEATHSIG, child_environment
+from tasks.processes import PR_SET_PDEATHSIG, child_environment, group_is_alive
 
 GRACE_SECONDS = 30  # torchelastic gives its workers as long after SIGTERM
 POLL_SECONDS = 2
@@ -111,8 +112,10 @@ def _wait(process: subprocess.Popen[bytes], progress: Callable[[], None]) -> int
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
+        until = time.monotonic() + GRACE_SECONDS
+        # a rank that still saves may outlive the process that started it
+        while (process.poll() is None or group_is_alive(process.pid)) and time.monotonic() < until:
+            time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):  # whoever of the group is left, though its first process has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -17,6 +18,25 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def group_is_alive(group: int) -> bool:
+    """Whether a process of the group still runs. One that has ended and that nobody has asked for yet does not."""
+    if sys.platform != "linux":
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        return True
+    return any(_running_in(stat, group) for stat in Path("/proc").glob("[0-9]*/stat"))
+
+
+def _running_in(stat: Path, group: int) -> bool:
+    try:
+        state, _, its_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
+    except OSError:  # it ended meanwhile
+        return False
+    return int(its_group) == group and state not in "ZX"
 
 
 def child_environment(threads: int) -> dict[str, str]:
