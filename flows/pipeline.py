@@ -97,10 +97,17 @@ class Pipeline:
         config = self.recipe.sources[source]
 
         def make() -> Artifact:
-            tasks = [ingest.task(source, config.reader(), raw, config.mask_personal_data) for raw in self.files(source)]
+            mask, lists = config.mask_personal_data, self._url_lists(source)
+            tasks = [ingest.task(source, config.reader(), raw, mask, lists) for raw in self.files(source)]
             return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
 
         return self._once("ingest", source, make)
+
+    def _url_lists(self, source: str) -> dict[str, list[RawFile]]:
+        """The files of a source's URL filter by the name of their list."""
+        url_filter = self.recipe.sources[source].warc.url_filter
+        lists = url_filter.lists() if url_filter else {}
+        return {name: raw_files.find(self.store, f"{source}.warc.url_filter.{name}", paths)[0] for name, paths in lists.items()}
 
     def duplicates(self, source: str) -> list[Artifact]:
         """The column that tells duplicates, where the source asks for it. Clusters are made from all shards at once."""

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.errors import UserError
 
 
+PASSED = "passed"  # what a column of rules holds for a document that breaks none; of the others it names the rule
+
+
 class Filter(BaseModel):
     """Keeps the documents whose value in a column lies in a range (bounds included), or equals a value."""
 
@@ -39,7 +42,8 @@ def apply(filters: list[Filter], table: pa.Table, *, name: str) -> tuple[np.ndar
     """Decides on each row of `table`; `name` says in errors what the table is.
 
     Returns `keep`, bool[rows], and `reason`, a string for each dropped row (None where kept) that names the first filter which the row
-    fails: `edu is null`, `quality < 0.033`, `top_word_share > 0.3`, `language != en`, `round(edu) < 3`. NaN counts as null.
+    fails: `edu is null`, `quality < 0.033`, `top_word_share > 0.3`, `language != en`, `round(edu) < 3`; of a filter
+    that equals `passed` it names the rule that was broken, `gopher_quality: gopher_short_doc`. NaN counts as null.
 
     Raises:
         UserError: there is no such column, or its type cannot be compared with the filter's value.
@@ -80,6 +84,11 @@ def _failures(rule: Filter, values: pa.ChunkedArray) -> list[tuple[str, np.ndarr
     if rule.rounded:
         values = pc.round(pc.min_element_wise(pc.max_element_wise(values, 0.0), 5.0))  # half to even, as Python's round
     ways = [(f"{rule.column} is null", null)] if rule.null == "drop" else []
+    if rule.equals == PASSED:
+        broken = pc.unique(pc.filter(values, pc.fill_null(pc.not_equal(values, PASSED), False))).to_pylist()
+        return [(reason, rows.to_numpy()) for reason, rows in ways] + [
+            (f"{rule.column}: {name}", pc.fill_null(pc.equal(values, name), False).to_numpy()) for name in sorted(broken)
+        ]
     for sign, test, bound in (("<", pc.less, rule.min), (">", pc.greater, rule.max), ("!=", pc.not_equal, rule.equals)):
         if bound is not None:
             ways.append((_reason(shown, sign, bound), pc.and_(pc.fill_null(test(values, bound), False), pc.invert(null))))

@@ -6,30 +6,37 @@ from typing import Any
 
 from tasks import masking
 from tasks.documents import FILE, DocumentWriter
-from tasks.shards import Shard, ShardTask, Step
-from tasks.sources import READERS, SourceConfig, place, typed_columns
+from tasks.shards import Input, Shard, ShardTask, Step, library_version
+from tasks.sources import READERS, SourceConfig, place, typed_columns, warc
 from tasks.sources.base import Bad, Dropped, RawFile, WatchedFile
+from tasks.sources.config import URL_LISTS
 from tasks.store import Books
 
 STEP = Step("ingest", 2, "tasks.ingest", ("resiliparse", "lxml"))
 
 
-def task(source: str, config: SourceConfig, raw: RawFile, mask: bool = False) -> ShardTask:
+def task(
+    source: str, config: SourceConfig, raw: RawFile, mask: bool = False, url_lists: dict[str, list[RawFile]] | None = None
+) -> ShardTask:
     """The shard of one raw file. Where it lies is no part of the key, save what of it the reader writes into documents (a dump's site).
 
     mask: put masking tokens for the personal data in the texts (`tasks.masking`); ids, columns and metadata stay as they are.
+    url_lists: the files of a URL filter by the name of their list; they count by their content, too.
     """
     settings: dict[str, Any] = {"source": source, "reader": config.output_config(), "place": place(raw, config)}
     if mask:
         settings["mask_personal_data"] = masking.VERSION
-    return ShardTask(raw.name, settings, {"raw": [raw]}, weight=raw.size)
+    if config.format == "warc":
+        settings["libraries"] = {name: library_version(name) for name in warc.libraries(config)}
+    lists: dict[str, list[Input]] = {f"url_filter.{name}": list(files) for name, files in (url_lists or {}).items()}
+    return ShardTask(raw.name, settings, {"raw": [raw], **lists}, weight=raw.size)
 
 
 def run(shard: Shard) -> Books:
     """raw: one file -> documents.parquet."""
     raw: RawFile = shard.one("raw")
     source = shard.config["source"]
-    config = SourceConfig.model_validate({**shard.config["reader"], "paths": [raw.url]})
+    config = _config(shard, raw)
     books = Books(unit="posts" if config.format == "stackexchange" else "records")
     writer = DocumentWriter(shard.folder / FILE, source, typed_columns(config))
     for item in READERS[config.format](_watched(raw, shard, books), config):
@@ -51,6 +58,14 @@ def run(shard: Shard) -> Books:
     writer.close()
     shard.progress(books.counts.get("documents", 0), 0, 1.0)
     return books
+
+
+def _config(shard: Shard, raw: RawFile) -> SourceConfig:
+    config = SourceConfig.model_validate({**shard.config["reader"], "paths": [raw.url]})
+    for name in URL_LISTS:
+        if config.warc.url_filter is not None and (files := shard.inputs.get(f"url_filter.{name}")):
+            setattr(config.warc.url_filter, name, [file.url for file in files])
+    return config
 
 
 def _watched(raw: RawFile, shard: Shard, books: Books) -> RawFile:

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from tasks import filters
 from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns, texts
-from tasks.scorers import AnyScorerConfig, ScorerConfig, make_scorer
-from tasks.shards import Input, Shard, ShardRef, ShardTask, Step
+from tasks.scorers import AnyScorerConfig, ScorerConfig, libraries, make_scorer
+from tasks.shards import Input, Shard, ShardRef, ShardTask, Step, library_version
 from tasks.sources.base import RawFile
 from tasks.store import Books, Store
 
@@ -39,6 +39,8 @@ def task(
     family: the scores of its earlier members are taken over, not computed again.
     """
     settings = scorer.model_dump(mode="json", exclude=SPEED | ({"model"} if model else set()))
+    if used := libraries(scorer):
+        settings["libraries"] = {name: library_version(name) for name in used}
     config = {"scorer": settings, "where": [rule.model_dump(mode="json") for rule in where]}
     made = ShardTask(name, config, {"documents": [documents], "model": model, "cheaper": list(cheaper) if where else []})
     family = ShardTask(name, {"scorer": settings}, {"documents": [documents], "model": model}).key(STEP)

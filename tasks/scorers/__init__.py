@@ -16,10 +16,12 @@ from pydantic import Field
 from tasks.errors import UserError
 from tasks.scorers.edu_classifier import EduClassifier, EduClassifierConfig
 from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig
+from tasks.scorers.language import Language, LanguageConfig
 from tasks.scorers.length import Length, LengthConfig
+from tasks.scorers.web_rules import WebRules, WebRulesConfig
 from tasks.scorers.word_frequency import WordFrequency, WordFrequencyConfig
 
-AnyScorerConfig = FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig
+AnyScorerConfig = FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig | LanguageConfig | WebRulesConfig
 ScorerConfig = Annotated[AnyScorerConfig, Field(discriminator="type")]  # as a recipe's field
 
 
@@ -27,7 +29,18 @@ def column_names(config: AnyScorerConfig) -> set[str]:
     """The columns that a scorer writes, without loading its model."""
     if isinstance(config, WordFrequencyConfig):
         return set(WordFrequency().columns)
+    if isinstance(config, LanguageConfig):
+        return {"language", "language_score"}
+    if isinstance(config, WebRulesConfig):
+        return set(config.sets)
     return set(Length().columns) if isinstance(config, LengthConfig) else {config.column}
+
+
+def libraries(config: AnyScorerConfig) -> list[str]:
+    """The libraries whose versions can change what a scorer writes, beside those that the score step names for all."""
+    if isinstance(config, LanguageConfig):
+        return ["resiliparse"] if config.identifier == "resiliparse" else []
+    return ["datatrove", "spacy"] if isinstance(config, WebRulesConfig) else []
 
 
 class Scorer(Protocol):
@@ -50,9 +63,15 @@ def make_scorer(config: AnyScorerConfig, model_path: Path | None) -> Scorer:
         return WordFrequency()
     if isinstance(config, LengthConfig):
         return Length()
+    if isinstance(config, WebRulesConfig):
+        return WebRules(config)
+    if isinstance(config, LanguageConfig) and config.identifier == "resiliparse":
+        return Language(config, None)
     model = model_path or config.model
     if model is None:
-        raise UserError(f"the {config.type} scorer of column {config.column} has no model: set its key model, or let the recipe train one")
+        raise UserError(f"the {config.type} scorer has no model: set its key model, or let the recipe train one")
+    if isinstance(config, LanguageConfig):
+        return Language(config, Path(model))
     if isinstance(config, FastTextQualityConfig):
         return FastTextQuality(config, Path(model))
     return EduClassifier(config, model)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import fasttext
 import numpy as np
@@ -45,6 +45,16 @@ def one_line(text: str) -> str:
     return " ".join(text.strip().splitlines())
 
 
+def load_fasttext(path: Path) -> Any:
+    """A fastText model from its file. Raises UserError where there is none."""
+    if not path.is_file():
+        raise UserError(f"the fastText model {path} does not exist: give the path of a .bin file, or train one")
+    try:
+        return fasttext.load_model(str(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not a fastText model: give the .bin file that fastText saved ({error})") from error
+
+
 class FastTextQuality:
     """Scores texts with a fastText model. `columns`: the probability of `high_label`, float64 in [0, 1].
 
@@ -57,12 +67,7 @@ class FastTextQuality:
     def __init__(self, config: FastTextQualityConfig, model_path: Path) -> None:
         self.config = config
         self.columns: dict[str, pa.DataType] = {config.column: pa.float64()}
-        if not model_path.is_file():
-            raise UserError(f"the fastText model {model_path} does not exist: give the path of a .bin file, or train one")
-        try:
-            self.model = fasttext.load_model(str(model_path))
-        except ValueError as error:
-            raise UserError(f"{model_path} is not a fastText model: give the .bin file that fastText saved ({error})") from error
+        self.model = load_fasttext(model_path)
         labels = set(self.model.get_labels()[:100])
         # With a third label 1 - p of the low one would not be the probability of the high one.
         if labels != {config.high_label, config.low_label}:

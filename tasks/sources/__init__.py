@@ -6,7 +6,7 @@ import fnmatch
 
 import pyarrow as pa
 
-from tasks.sources import dclm, dolma, json_file, jsonl, parquet, stackexchange, starcoder, text
+from tasks.sources import dclm, dolma, json_file, jsonl, parquet, stackexchange, starcoder, text, warc
 from tasks.sources.base import Bad, Dropped, Item, RawFile, Reader, Record
 from tasks.sources.config import Column, Fields, Format, SourceConfig
 from tasks.sources.fields import arrow_types
@@ -36,6 +36,7 @@ READERS: dict[Format, Reader] = {
     "json": json_file.read,
     "parquet": parquet.read,
     "text": text.read,
+    "warc": warc.read,
 }
 
 # Which files of a folder are a format's: a dump's side tables and its README are not.
@@ -49,6 +50,7 @@ _PATTERNS: dict[Format, tuple[str, ...]] = {
     "parquet": ("*.parquet",),
     "text": ("*.txt", "*.txt.*"),
     "stackexchange": ("Posts.xml", "Posts.xml.*", "*.7z"),
+    "warc": ("*.warc", "*.warc.*", "*.wet", "*.wet.*"),
 }
 
 
@@ -74,4 +76,6 @@ def typed_columns(config: SourceConfig) -> dict[str, pa.DataType]:
         return arrow_types(starcoder.COLUMNS)
     if config.format == "stackexchange":
         return dict(stackexchange.COLUMNS)
+    if config.format == "warc":
+        return dict(warc.COLUMNS)
     return arrow_types(config.fields.columns)
