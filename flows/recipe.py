@@ -70,7 +70,7 @@ class Scorer(Section):
         given = getattr(self.scorer, "model", None) is not None
         if self.train is not None and (not needs_model or given or self.train.type != self.scorer.type):
             raise ValueError(f"a {self.scorer.type} scorer {'with a model' if given else ''} takes no `train` of type {self.train.type}")
-        if needs_model and not given and self.train is None:
+        if needs_model and self.scorer.type != "language" and not given and self.train is None:
             raise ValueError(f"the {self.scorer.type} scorer has no model: give `model`, or `train`")
         return self
 

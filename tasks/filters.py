@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.errors import UserError
 
-
 PASSED = "passed"  # what a column of rules holds for a document that breaks none; of the others it names the rule
 
 
@@ -85,10 +84,9 @@ def _failures(rule: Filter, values: pa.ChunkedArray) -> list[tuple[str, np.ndarr
         values = pc.round(pc.min_element_wise(pc.max_element_wise(values, 0.0), 5.0))  # half to even, as Python's round
     ways = [(f"{rule.column} is null", null)] if rule.null == "drop" else []
     if rule.equals == PASSED:
-        broken = pc.unique(pc.filter(values, pc.fill_null(pc.not_equal(values, PASSED), False))).to_pylist()
-        return [(reason, rows.to_numpy()) for reason, rows in ways] + [
-            (f"{rule.column}: {name}", pc.fill_null(pc.equal(values, name), False).to_numpy()) for name in sorted(broken)
-        ]
+        broken = sorted(name for name in pc.unique(values).to_pylist() if name not in (None, PASSED))
+        ways += [(f"{rule.column}: {name}", pc.fill_null(pc.equal(values, name), False)) for name in broken]
+        return [(reason, rows.to_numpy()) for reason, rows in ways]
     for sign, test, bound in (("<", pc.less, rule.min), (">", pc.greater, rule.max), ("!=", pc.not_equal, rule.equals)):
         if bound is not None:
             ways.append((_reason(shown, sign, bound), pc.and_(pc.fill_null(test(values, bound), False), pc.invert(null))))

@@ -39,7 +39,7 @@ def column_names(config: AnyScorerConfig) -> set[str]:
 def libraries(config: AnyScorerConfig) -> list[str]:
     """The libraries whose versions can change what a scorer writes, beside those that the score step names for all."""
     if isinstance(config, LanguageConfig):
-        return ["resiliparse"] if config.identifier == "resiliparse" else []
+        return [] if config.model else ["resiliparse"]
     return ["datatrove", "spacy"] if isinstance(config, WebRulesConfig) else []
 
 
@@ -65,13 +65,11 @@ def make_scorer(config: AnyScorerConfig, model_path: Path | None) -> Scorer:
         return Length()
     if isinstance(config, WebRulesConfig):
         return WebRules(config)
-    if isinstance(config, LanguageConfig) and config.identifier == "resiliparse":
-        return Language(config, None)
     model = model_path or config.model
-    if model is None:
-        raise UserError(f"the {config.type} scorer has no model: set its key model, or let the recipe train one")
     if isinstance(config, LanguageConfig):
-        return Language(config, Path(model))
+        return Language(Path(model) if model else None)
+    if model is None:
+        raise UserError(f"the {config.type} scorer of column {config.column} has no model: set its key model, or let the recipe train one")
     if isinstance(config, FastTextQualityConfig):
         return FastTextQuality(config, Path(model))
     return EduClassifier(config, model)

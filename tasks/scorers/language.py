@@ -26,10 +26,9 @@ class LanguageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     type: Literal["language"] = "language"
-    identifier: Literal["resiliparse", "fasttext"] = Field(
-        "resiliparse", description="What looks at the text: resiliparse's own profiles, or a fastText model such as lid.176.bin."
+    model: str | None = Field(
+        None, description="A fastText model such as lid.176.bin, with labels such as __label__en; without one resiliparse's own profiles."
     )
-    model: str | None = Field(None, description="fasttext: the model, a .bin or .ftz file with labels such as __label__en.")
 
 
 class Language:
@@ -41,7 +40,7 @@ class Language:
         UserError: the model is missing or is no fastText model.
     """
 
-    def __init__(self, config: LanguageConfig, model_path: Path | None) -> None:
+    def __init__(self, model_path: Path | None) -> None:
         self.columns: dict[str, pa.DataType] = {"language": pa.string(), "language_score": pa.float64()}
         self._identify: Callable[[str], tuple[str, float] | None] = _resiliparse if model_path is None else _FastText(model_path)
 

@@ -119,7 +119,9 @@ class UrlFilter(BaseModel):
         default=[], description="Files of strings that a URL may not have even within words.", json_schema_extra={"position": 4}
     )
     soft_words: list[str] = Field(
-        default=[], description="Files of words of which a URL may have fewer than `soft_word_threshold`.", json_schema_extra={"position": 5}
+        default=[],
+        description="Files of words of which a URL may have fewer than `soft_word_threshold`.",
+        json_schema_extra={"position": 5},
     )
     soft_word_threshold: int = Field(default=2, ge=1, description="Soft words that drop a URL.", json_schema_extra={"position": 6})
 

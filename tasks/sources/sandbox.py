@@ -106,7 +106,7 @@ def _serve(connection: Connection[Any, Any], function: Callable[..., Any], paren
         except EOFError:
             return
         try:
-            answer = (function(*arguments), None)
+            answer: tuple[Any, str | None] = (function(*arguments), None)
         except Exception as error:
             answer = (None, f"{type(error).__name__}: {error}"[:200])
         connection.send(answer)

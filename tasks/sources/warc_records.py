@@ -262,7 +262,9 @@ def _cut_large(window: _Window, position: str, size: int) -> Cut | Bad:
     while left:
         there = window.want(min(left, CHUNK_BYTES * 16))
         if not there:
-            return _hole(window, position, content) if window.hole else Bad(position, f"the file ends {left} bytes before the record", content)
+            return (
+                _hole(window, position, content) if window.hole else Bad(position, f"the file ends {left} bytes before the record", content)
+            )
         content = content or window.peek(there)
         window.skip(there)
         left -= there
