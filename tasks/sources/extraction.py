@@ -31,38 +31,40 @@ def decode(page: bytes, declared: str | None) -> tuple[str, str]:
 
     Bytes that are UTF-8 are taken for it whatever is declared: text in another encoding is UTF-8 by chance next to never, and wrong
     declarations are common. Otherwise the first encoding that fits is taken: of the HTTP header, the page's own `meta`, the one detected.
-    Where none fits, the characters at fault become U+FFFD, as in a browser; a page with many of them is no text.
+    Where none fits, the one with the fewest faults is taken and these become U+FFFD, as in a browser; a page with many is no text.
     """
     if page[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return _replaced(page, "utf-16")
+        return _with_fewest_replaced(page, ["utf-16"])
     encodings = list(dict.fromkeys(_encodings(page, declared)))
     for encoding in encodings:
         try:
             return page.decode(encoding), encoding.removesuffix("-sig")
-        except (UnicodeDecodeError, LookupError):
+        except UnicodeDecodeError:
             continue
-    return _replaced(page, next((name for name in encodings if name != "utf-8-sig"), "utf-8"))
+    return _with_fewest_replaced(page, encodings)
 
 
 def _encodings(page: bytes, declared: str | None) -> Iterator[str]:
     meta = _META.search(page[:_META_BYTES])
     named = [name for name in (declared, meta[1].decode() if meta else None) if name]
-    if not (b"\x1b" in page and any(name.lower().startswith("iso-2022") for name in named)):  # that one is all ASCII
+    if b"\x1b" not in page or not any(name.lower().startswith("iso-2022") for name in named):  # which is all ASCII
         yield "utf-8-sig"  # leaves out a byte order mark
     for name in named:
-        known = map_encoding_to_html5(name, fallback_utf8=False)  # as browsers do: latin-1 means windows-1252
-        if known:
-            yield known
-    detected = detect_encoding(page)
-    if detected:
-        yield detected
+        yield from _known(map_encoding_to_html5(name, fallback_utf8=False))  # as browsers do: latin-1 means windows-1252
+    yield from _known(detect_encoding(page))
 
 
-def _replaced(page: bytes, encoding: str) -> tuple[str, str]:
+def _known(encoding: str | None) -> list[str]:
+    """The encoding, where Python has it and it is one of text."""
     try:
-        text = page.decode(encoding, "replace")
+        return [encoding] if encoding and b"".decode(encoding) == "" else []
     except LookupError:
-        text = page.decode("utf-8", "replace")
+        return []
+
+
+def _with_fewest_replaced(page: bytes, encodings: list[str]) -> tuple[str, str]:
+    decoded = [(page.decode(encoding, "replace"), encoding.removesuffix("-sig")) for encoding in encodings]
+    text, encoding = min(decoded, key=lambda pair: pair[0].count("\ufffd"))
     if text.count("\ufffd") > MAX_REPLACED_SHARE * len(text):
         raise Undecodable
     return text, encoding

@@ -7,13 +7,13 @@ the crawler took out) are read too.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 from fastwarc.warc import ArchiveIterator, WarcRecord
-from resiliparse.parse.encoding import detect_mime
 
 from tasks.sources import extraction, url_filter
 from tasks.sources.base import Bad, Dropped, Item, RawFile, Record, positional_id
@@ -23,6 +23,11 @@ from tasks.sources.warc_records import MAX_HEADER_BYTES, Cut, records
 
 COLUMNS = {"url": pa.string()}
 HTML = ("text/html", "application/xhtml+xml")
+# How browsers know a page that nobody declares (WHATWG MIME sniffing, section 7.1), and XHTML behind an XML declaration.
+_LOOKS_LIKE_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?[\t\n\f\r ]*<(?:(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p|!--)[ >]|\?xml[^>]*>.{0,1024}?<html)",
+    re.IGNORECASE | re.DOTALL,
+)
 LIBRARIES = {  # whose versions can change a text
     "resiliparse": ("resiliparse", "fastwarc"),
     "trafilatura": ("trafilatura", "lxml", "resiliparse", "fastwarc"),
@@ -42,7 +47,8 @@ def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
     """One item a record, with the column `url`; `created` is the date of the crawl."""
     settings = config.warc
     blocked = url_filter.make(settings.url_filter) if settings.url_filter else None
-    with Sandbox(extraction.page_text, settings.timeout_seconds) as sandbox:
+    first = (settings.extractor, b"<p>A page.</p>", None)
+    with Sandbox(extraction.page_text, settings.timeout_seconds, first) as sandbox:
         pages = _Pages(file, settings.extractor, sandbox, blocked, _c4_lines() if settings.c4_lines else None)
         for number, cut in enumerate(records(file), 1):
             yield cut if isinstance(cut, Bad) else pages.item(cut, number)
@@ -161,7 +167,7 @@ def _declared_type(record: WarcRecord) -> str:
 
 
 def _is_html(record: WarcRecord, page: bytes) -> bool:
-    return bool(_declared_type(record)) or detect_mime(page) in HTML
+    return bool(_declared_type(record)) or _LOOKS_LIKE_HTML.match(page) is not None
 
 
 def _body(record: WarcRecord, content: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 fastwarc hands out a record that was cut off as if it were whole, and cannot go on behind a fault. So records are cut here, with their
 places; fastwarc then parses one at a time. Behind a fault the next record is looked for: the next member of a compressed file that begins
-with one, or the next line that does.
+with one, or the next place that looks like one's first lines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RAW_BYTES = 1_000_000  # kept of what cannot be read
 
 _MAGICS = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}
 _BEGINNING = b"WARC/"
-_NEXT = re.compile(rb"(?<=\n)WARC/\d\.\d+\r?\n(?=[A-Za-z])")
+_NEXT = re.compile(rb"WARC/\d\.\d+\r?\n(?=[A-Za-z])")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 
@@ -218,6 +218,8 @@ def _next(window: _Window) -> Cut | Bad | None:
     header = _header(window)
     if header is None:
         return _lost(window, position, "no WARC record begins here", 1)
+    if _NEXT.search(header, 1):
+        return _lost(window, position, "the record has no end and the next one begins in its header", 1)
     length = _LENGTH.search(header)
     if length is None:
         return _lost(window, position, "the record's header has no Content-Length", len(header))
