@@ -34,7 +34,8 @@ class LanguageConfig(BaseModel):
 class Language:
     """Columns `language`, such as `en`, and `language_score` in [0, 1], float64; both null where nothing can be told.
 
-    The score is fastText's probability, or for resiliparse 1 - distance / 1200, which is no probability: texts of one language have 0.6 to 0.9.
+    The score is fastText's probability, or for resiliparse 1 - distance / 1200, which is no probability: pages in one language have 0.6 to 0.9,
+    a single sentence has about 0.5.
 
     Raises:
         UserError: the model is missing or is no fastText model.

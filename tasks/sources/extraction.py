@@ -41,7 +41,7 @@ def decode(page: bytes, declared: str | None) -> tuple[str, str]:
             return page.decode(encoding), encoding.removesuffix("-sig")
         except UnicodeDecodeError:
             continue
-    return _with_fewest_replaced(page, encodings)
+    return _with_fewest_replaced(page, encodings or ["utf-8"])
 
 
 def _encodings(page: bytes, declared: str | None) -> Iterator[str]:

@@ -39,6 +39,13 @@ def test_each_dropped_row_has_the_reason_in_words_and_bounds_are_kept(rule: dict
     assert decide(Filter(**rule)) == reasons
 
 
+def test_a_column_of_rules_gives_the_broken_rule_as_the_reason() -> None:
+    table = pa.table({"gopher_quality": pa.array(["passed", "gopher_short_doc", None, "gopher_too_many_hashes", "gopher_short_doc"])})
+    reasons = decide(Filter(column="gopher_quality", equals="passed"), table=table)
+    short = "gopher_quality: gopher_short_doc"
+    assert reasons == [None, short, "gopher_quality is null", "gopher_quality: gopher_too_many_hashes", short]
+
+
 def test_rounded_is_the_integer_score_of_fineweb_edu() -> None:
     scores = [-1.0, 0.5, 1.49, 1.5, 1.51, 2.49, 2.5, 2.51, 3.5, 9.0, None, float("nan")]
     integers = [None if s is None or s != s else round(max(0, min(s, 5))) for s in scores]

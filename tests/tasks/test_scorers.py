@@ -10,7 +10,7 @@ from tasks.scorers import EduClassifierConfig, LengthConfig, ScorerConfig, WordF
 CONFIGS = TypeAdapter(ScorerConfig)
 
 
-@pytest.mark.parametrize("kind", ["fasttext", "edu", "word_frequency", "length"])
+@pytest.mark.parametrize("kind", ["fasttext", "edu", "word_frequency", "length", "language", "rules"])
 def test_a_config_is_chosen_by_its_type_and_knows_no_other_keys(kind: str) -> None:
     assert CONFIGS.validate_python({"type": kind}).type == kind
     with pytest.raises(ValidationError, match="thresold"):
