@@ -67,8 +67,9 @@ class Sandbox:
         return connection.recv()
 
     def _started(self) -> Connection[Any, Any]:
-        if self._connection is not None:
+        if self._connection is not None and self._process.is_alive():
             return self._connection
+        self._stop()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._function, self._warm_up, os.getpid()), daemon=True)

@@ -50,9 +50,15 @@ def test_a_block_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path)
         (tmp_path / folder).mkdir()
         blocked = raw(tmp_path / folder / "urls.txt", content)
         settings = {"url_filter": {"integrated_lists": False, "urls": [blocked.url]}}
-        return ingest.task("crawl", SourceConfig.model_validate({"format": "warc", "paths": ["x"], "warc": settings}), crawl, {"urls": [blocked]})
+        return ingest.task(
+            "crawl", SourceConfig.model_validate({"format": "warc", "paths": ["x"], "warc": settings}), crawl, {"urls": [blocked]}
+        )
 
-    here, there, other = task("here", b"http://example.org/1"), task("there", b"http://example.org/1"), task("other", b"http://example.org/2")
+    here, there, other = (
+        task("here", b"http://example.org/1"),
+        task("there", b"http://example.org/1"),
+        task("other", b"http://example.org/2"),
+    )
     assert here.key(ingest.STEP) == there.key(ingest.STEP) != other.key(ingest.STEP)
     for made, kept in ((there, "two"), (other, "one")):
         books = ingest.run(Shard(made.config, made.inputs, tmp_path))
@@ -62,7 +68,9 @@ def test_a_block_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["dclm", "dolma", "starcoder", "stackexchange", "jsonl", "json", "parquet", "text"])
 def test_settings_of_crawls_are_no_part_of_another_formats_key(tmp_path: Path, kind: str) -> None:
-    task = ingest.task("web", SourceConfig.model_validate({"format": kind, "paths": ["x"]}), raw(tmp_path / "ai.stackexchange.com.7z", b"x"))
+    task = ingest.task(
+        "web", SourceConfig.model_validate({"format": kind, "paths": ["x"]}), raw(tmp_path / "ai.stackexchange.com.7z", b"x")
+    )
     assert set(task.config) == {"source", "reader", "place"} and "warc" not in task.config["reader"] and set(task.inputs) == {"raw"}
 
 

@@ -30,8 +30,32 @@ DATATROVE = {
 # -- words ---------------------------------------------------------------------------------------------------------------------------
 
 # What spaCy's special cases and affixes are made of, so that they meet over and within the stretches between white space.
-FRAGMENTS = "( = ) : ; [ ] / | - _ . , ! ? … ... ' ’ \" “ < > 3 8 D o O 0 x @ # $ a a. a.m. 10 10a.m. °C °C. U.S. Mr. vs. w/o and/or it's don't".split()
-FRAGMENTS += ["can't", "'s", "’s", "n't", "it", "s", "foo", "Bär", "水", "。", "http://a.com/b?c=(d)", "\u200b", "e-mail", "IS", " ", " ", " ", "  ", "\n", "\t"]
+_PARTS = (
+    "( = ) : ; [ ] / | - _ . , ! ? … ... ' ’ \" “ < > 3 8 D o O 0 x @ # $ a a. a.m. 10 10a.m. °C °C. U.S. Mr. vs. w/o and/or it's don't"
+)
+FRAGMENTS = _PARTS.split()
+FRAGMENTS += [
+    "can't",
+    "'s",
+    "’s",
+    "n't",
+    "it",
+    "s",
+    "foo",
+    "Bär",
+    "水",
+    "。",
+    "http://a.com/b?c=(d)",
+    "\u200b",
+    "e-mail",
+    "IS",
+    " ",
+    " ",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+]
 FRAGMENTS += ["\u00a0", "\u3000", "\r\n", "\n\n", " :", ": ", "(=", "=)"]
 
 OURS, THEIRS = EnglishWords(), SpaCyTokenizer("en")
@@ -77,7 +101,8 @@ def sample_texts(count: int) -> list[str]:
 
 # -- rules ---------------------------------------------------------------------------------------------------------------------------
 
-WORDS = "the mill and river that with have water stone evening light slowly turning wheel village people summer long quiet green".split()
+_TEXT = "the mill and river that with have water stone evening light slowly turning wheel village people summer long quiet green"
+WORDS = _TEXT.split()
 
 
 def made_up_pages(count: int) -> list[str]:
@@ -154,7 +179,7 @@ def test_settings_of_a_rule_set_go_to_its_filter_and_unknown_ones_are_refused() 
     found = make_scorer(config, None).score(texts)
     want = verdicts_of_datatrove(texts, gopher_quality={"min_doc_words": 5, "min_stop_words": 4})
     assert found["gopher_quality"].tolist() == want["gopher_quality"] != verdicts_of_datatrove(texts)["gopher_quality"]
-    with pytest.raises(ValidationError, match="gopher_quality has no setting min_words; it has .*min_doc_words"):
+    with pytest.raises(ValidationError, match=r"gopher_quality has no setting min_words; it has .*min_doc_words"):
         WebRulesConfig.model_validate({"sets": {"gopher_quality": {"min_words": 5}}})
 
 
@@ -184,7 +209,9 @@ def test_a_fasttext_model_tells_the_languages_it_was_trained_on(tmp_path: Path) 
         text, label = chance.choice([(ENGLISH, "__label__en"), (GERMAN, "__label__de")])
         examples.append((" ".join(chance.sample(text.split(), 8)), label))
     train_fasttext(examples, tmp_path / "lid.bin", dim=8, bucket=1000, word_ngrams=1)
-    scores = make_scorer(LanguageConfig(model=str(tmp_path / "lid.bin")), None).score(["the answer\nbefore the end", "noch vor Ende des Monats", ""])
+    scores = make_scorer(LanguageConfig(model=str(tmp_path / "lid.bin")), None).score(
+        ["the answer\nbefore the end", "noch vor Ende des Monats", ""]
+    )
     assert scores["language"].tolist()[:2] == ["en", "de"]
     assert np.all(scores["language_score"][:2] > 0.5) and np.all(scores["language_score"][:2] <= 1)
 
