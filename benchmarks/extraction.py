@@ -1,21 +1,21 @@
-"""How well, and how fast, each extractor finds the main text of real pages.
+"""How well, and how fast, each extractor finds the main text of real pages: `python -m benchmarks.extraction FOLDER`.
 
-    OLMOFLOW_DATA=/path/to/samples python -m benchmarks.extraction [FOLDER]
-
-The truth is trafilatura's own evaluation set: for each page strings that belong to the main text and strings that do not (menus, teasers,
-cookie notes). Precision: of the strings found, those that belong. Recall: of those that belong, the found. One string counts as one. The
-truth was made by trafilatura's author, for a library that has been tuned on it since; read the difference with that in mind.
+FOLDER (or OLMOFLOW_DATA) holds the samples. The truth is trafilatura's own evaluation set: for each page strings that belong to the main text
+and strings that do not (menus, teasers, cookie notes). Precision: of the strings found, those that belong. Recall: of those that belong, the
+found. One string counts as one. The truth was made by trafilatura's author, for a library that has been tuned on it since: read the difference
+with that in mind. Speeds are MB of HTML a CPU second, in which a busy machine shows less than on the wall's clock.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
-import sys
 from pathlib import Path
 from typing import get_args
 
+from benchmarks import measure
 from tasks.sources import Bad, Dropped, RawFile, SourceConfig
 from tasks.sources.extraction import Extractor, decode, extract
 from tasks.sources.sandbox import Sandbox
@@ -24,29 +24,6 @@ from tasks.sources.warc_records import records
 
 PAGES = "web/warc/trafilatura_eval_pages.warc.gz"
 TRUTH = "web/trafilatura_evaldata.json.gz"
-
-
-def main(folder: Path) -> int:
-    if not (folder / PAGES).is_file() or not (folder / TRUTH).is_file():
-        print(f"skipped: {folder} has no {PAGES} and {TRUTH}; give the folder of samples, or set OLMOFLOW_DATA")
-        return 0
-    truth = json.loads(gzip.decompress((folder / TRUTH).read_bytes()))
-    pages = {url: page for url, page in _pages(folder / PAGES).items() if url in truth}
-    megabytes = sum(map(len, pages.values())) / 1e6
-    print(f"{len(pages)} pages, {megabytes:.1f} MB of HTML\n")
-    print(
-        "extractor      precision  recall     F1   MB/s   empty   MB/s as a source, with WARC and child process (MB of HTML a CPU second)"
-    )
-    results = {}
-    for extractor in get_args(Extractor):
-        row = _quality(extractor, pages, truth) | {"source_mb_per_second": round(megabytes / _source_seconds(extractor, folder / PAGES), 1)}
-        results[extractor] = row
-        cells = "{precision:10.3f} {recall:7.3f} {f1:6.3f} {mb_per_second:6.1f} {empty:7} {source_mb_per_second:6.1f}"
-        print(f"{extractor:13} {cells.format(**row)}")
-    cost = _sandbox_milliseconds(pages)
-    print(f"\nthe sandbox costs {cost:.2f} ms a page")
-    print(json.dumps({"claim": "extraction", "pages": len(pages), "extractors": results, "sandbox_ms_per_page": round(cost, 2)}))
-    return 0
 
 
 def _cpu_seconds() -> float:
@@ -70,28 +47,19 @@ def _raw(path: Path) -> RawFile:
     return RawFile(str(path), path.name, path.stat().st_size, "0" * 64)
 
 
-def _quality(extractor: Extractor, pages: dict[str, bytes], truth: dict[str, dict[str, list[str]]]) -> dict[str, float]:
+def quality(texts: dict[str, str], truth: dict[str, dict[str, list[str]]]) -> dict[str, float]:
+    """Precision, recall and F1 of extracted texts by URL."""
+    right = sum(part in text for url, text in texts.items() for part in truth[url]["with"])
+    wrong = sum(part in text for url, text in texts.items() for part in truth[url]["without"])
+    precision, recall = right / (right + wrong), right / sum(len(truth[url]["with"]) for url in texts)
+    return {"precision": precision, "recall": recall, "f1": 2 * precision * recall / (precision + recall)}
+
+
+def _extracted(extractor: Extractor, pages: dict[str, bytes]) -> tuple[dict[str, str], float]:
+    """(texts, CPU seconds)"""
     extract(extractor, "<p>A first page, so that imports take no part in the measurement.</p>")
-    right = missed = wrong = empty = 0
-    seconds = 0.0
-    for url, page in pages.items():
-        began = _cpu_seconds()
-        text = extract(extractor, decode(page, None)[0])
-        seconds += _cpu_seconds() - began
-        empty += not text
-        found = sum(part in text for part in truth[url]["with"])
-        right += found
-        missed += len(truth[url]["with"]) - found
-        wrong += sum(part in text for part in truth[url]["without"])
-    precision, recall = right / (right + wrong), right / (right + missed)
-    speed = sum(map(len, pages.values())) / 1e6 / seconds
-    return {
-        "precision": round(precision, 3),
-        "recall": round(recall, 3),
-        "f1": round(2 * precision * recall / (precision + recall), 3),
-        "mb_per_second": round(speed, 1),
-        "empty": empty,
-    }
+    began = _cpu_seconds()
+    return {url: extract(extractor, decode(page, None)[0]) for url, page in pages.items()}, _cpu_seconds() - began
 
 
 def _source_seconds(extractor: Extractor, path: Path) -> float:
@@ -116,6 +84,37 @@ def _sandbox_milliseconds(pages: dict[str, bytes]) -> float:
     return (spent[1] - spent[0]) * 1000 / (len(pages) * (rounds[1] - rounds[0]))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(os.environ.get("OLMOFLOW_DATA", "shared/data")))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    options = parser.parse_args()
+    file = options.folder / PAGES
+    if not file.is_file() or not (options.folder / TRUTH).is_file():
+        why = f"{options.folder} has no {PAGES} or no {TRUTH}"
+        measure.report([("skipped", why)], {f"extraction_f1_{name}": measure.unmeasured(why, "") for name in get_args(Extractor)}, None)
+        return
+    truth = json.loads(gzip.decompress((options.folder / TRUTH).read_bytes()))
+    pages = {url: page for url, page in _pages(file).items() if url in truth}
+    megabytes = sum(map(len, pages.values())) / 1e6
+    table, claims = [("pages", f"{len(pages)}, {megabytes:.1f} MB of HTML")], {}
+    for name in get_args(Extractor):
+        found, alone = {}, []
+        for _ in range(options.rounds):
+            texts, seconds = _extracted(name, pages)
+            found = quality(texts, truth)
+            alone.append(megabytes / seconds)
+        table.append((name, ", ".join(f"{measured} {value:.3f}" for measured, value in found.items())))
+        claims[f"extraction_f1_{name}"] = measure.claim(
+            [found["f1"]], "", precision=round(found["precision"], 3), recall=round(found["recall"], 3)
+        )
+        claims[f"extraction_speed_{name}"] = measure.claim(alone, "MB/s")
+        whole = [megabytes / _source_seconds(name, file) for _ in range(options.rounds)]
+        claims[f"warc_source_speed_{name}"] = measure.claim(whole, "MB/s")
+    claims["sandbox_cost"] = measure.claim([_sandbox_milliseconds(pages) for _ in range(options.rounds)], "ms a page")
+    measure.report(table, claims, options.out)
+
+
 if __name__ == "__main__":
-    given = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OLMOFLOW_DATA", "")
-    sys.exit(main(Path(given or "shared/data")))
+    main()

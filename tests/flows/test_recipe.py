@@ -258,3 +258,15 @@ def test_a_source_under_test_cannot_be_in_the_general_mix(small):
 def test_a_single_source_under_test_that_is_in_the_general_mix_is_told_as_such(small):
     told = fault(small, ["micro_anneals.m={sources: {web: 1}, general: {web: 1}}"])
     assert "micro_anneals.m: web is both under test and in the general mix" in told
+
+
+def test_a_language_scorer_needs_no_model_and_a_crawl_takes_its_settings_but_not_as_examples(write) -> None:
+    crawl = (
+        "  crawl: {format: warc, paths: [a.warc.gz], warc: {extractor: trafilatura, url_filter: {domains: [bad.txt]}}, scores: {lid: {}}}\n"
+    )
+    text = SMALL.replace("sources:\n", "scorers:\n  lid: {scorer: {type: language}}\nsources:\n" + crawl)
+    recipe = load(write(text))
+    assert recipe.sources["crawl"].reader().warc.extractor == "trafilatura"
+    trained = "  q: {scorer: {type: fasttext}, train: {type: fasttext, examples: [{format: warc, paths: [b], label: x, warc: {url_filter: {}}}]}}\n"
+    with pytest.raises(RecipeError, match="examples take no `url_filter`"):
+        load(write(text.replace("scorers:\n", "scorers:\n" + trained)))
