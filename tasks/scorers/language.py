@@ -1,6 +1,6 @@
 """Language of a text, by a fastText model for language identification, or by the n-gram profiles that resiliparse brings.
 
-On 756 web pages resiliparse agreed with lid.176 on 98.5 %, and is some twenty times faster.
+On 756 web pages resiliparse agreed with lid.176.ftz on 98.5 %, and is some twenty times faster.
 """
 
 from __future__ import annotations
