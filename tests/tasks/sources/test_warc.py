@@ -169,6 +169,8 @@ RUSSIAN = "Старая мельница стоит у реки, и вечеро
         (RUSSIAN, "cp1251", "text/html; charset=windows-1251", "", "cp1251"),
         (RUSSIAN, "koi8-r", "text/html", "<meta charset='koi8-r'>", "koi8-r"),
         (RUSSIAN, "cp1251", "text/html", "", "cp1251"),
+        ("Žluťoučký kůň.", "iso-8859-2", "text/html; charset=iso-8859-2", "", "iso8859-2"),  # too short to be found out
+        ("Мир.", "koi8-r", "text/html", "<meta charset=koi8-r>", "koi8-r"),
         ("古い水車小屋が川のほとりに立っている。" * 9, "iso-2022-jp", "text/html; charset=iso-2022-jp", "", "iso2022_jp"),
         (
             "古い水車小屋が川のほとりに立っている。" * 9,
