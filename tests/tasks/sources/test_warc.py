@@ -170,7 +170,7 @@ RUSSIAN = "Старая мельница стоит у реки, и вечеро
         (RUSSIAN, "koi8-r", "text/html", "<meta charset='koi8-r'>", "koi8-r"),
         (RUSSIAN, "cp1251", "text/html", "", "cp1251"),
         ("Žluťoučký kůň.", "iso-8859-2", "text/html; charset=iso-8859-2", "", "iso8859-2"),  # too short to be found out
-        ("Мир.", "koi8-r", "text/html", "<meta charset=koi8-r>", "koi8-r"),
+        ("Žluťoučký kůň.", "iso-8859-2", "text/html", "<meta charset=iso-8859-2>", "iso8859-2"),
         ("古い水車小屋が川のほとりに立っている。" * 9, "iso-2022-jp", "text/html; charset=iso-2022-jp", "", "iso2022_jp"),
         (
             "古い水車小屋が川のほとりに立っている。" * 9,
