@@ -51,7 +51,7 @@ def test_a_block_list_counts_by_its_content_and_not_by_its_place(tmp_path: Path)
         blocked = raw(tmp_path / folder / "urls.txt", content)
         settings = {"url_filter": {"integrated_lists": False, "urls": [blocked.url]}}
         return ingest.task(
-            "crawl", SourceConfig.model_validate({"format": "warc", "paths": ["x"], "warc": settings}), crawl, {"urls": [blocked]}
+            "crawl", SourceConfig.model_validate({"format": "warc", "paths": ["x"], "warc": settings}), crawl, url_lists={"urls": [blocked]}
         )
 
     here, there, other = (
