@@ -232,5 +232,4 @@ class SourceConfig(BaseModel):
 
         Settings at their default are left out, so that a new one changes no key of what is there; a new default needs a new step version.
         """
-        places = {"paths": True, "warc": {"url_filter": set(URL_LISTS)}}
-        return self.model_dump(mode="json", exclude=places, exclude_defaults=True)
+        return self.model_dump(mode="json", exclude={"paths": True, "warc": {"url_filter": set(URL_LISTS)}}, exclude_defaults=True)
