@@ -15,6 +15,7 @@ from tasks import filters
 from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns, texts
 from tasks.scorers import AnyScorerConfig, ScorerConfig, make_scorer
+from tasks.scorers.contamination import Contamination
 from tasks.shards import Input, Shard, ShardRef, ShardTask, Step
 from tasks.sources.base import RawFile
 from tasks.store import Books, Store
@@ -71,6 +72,8 @@ def run(shard: Shard) -> Books:
             part = slice(first, first + len(batch))
             columns, scored = _score(scorer, batch, wanted[part], {name: values[part] for name, values in known.items()})
             books.count("scored", scored)
+            if isinstance(scorer, Contamination):
+                books.count("hit", scorer.hits(columns))
             writer.write_table(pa.table(columns, schema=schema))
     shutil.rmtree(shard.folder / "model", ignore_errors=True)  # a copy is no part of the scores
     books.count("taken_over", int(wanted.sum()) - books.counts.get("scored", 0))
@@ -117,7 +120,7 @@ def _known(shard: Shard, columns: dict[str, pa.DataType], rows: int) -> dict[str
     for files in shard.hints.get("earlier", []):
         table = pq.read_table(files[FILE])
         for name, values in known.items():
-            found = np.array(table.column(name).to_pylist(), object)
+            found = _objects(table.column(name).to_pylist())
             values[:] = np.where(values == None, found, values)  # noqa: E711 (elementwise)
     return known
 
@@ -130,6 +133,14 @@ def _score(scorer: Any, batch: list[str], wanted: np.ndarray, known: dict[str, n
     for name, values in known.items():
         column = values.copy()
         column[~wanted] = None
-        column[todo] = [None if value != value else value for value in np.asarray(fresh[name]).tolist()]  # NaN: no judgement
+        column[todo] = _objects([None if value != value else value for value in np.asarray(fresh[name]).tolist()])  # NaN: no judgement
         columns[name] = column.tolist()
     return columns, len(todo)
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    """An object array of values some of which may be lists, which numpy would take for a second dimension."""
+    array = np.empty(len(values), object)
+    for number, value in enumerate(values):
+        array[number] = value
+    return array

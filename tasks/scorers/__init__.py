@@ -14,12 +14,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from tasks.errors import UserError
+from tasks.scorers.contamination import Contamination, ContaminationConfig
 from tasks.scorers.edu_classifier import EduClassifier, EduClassifierConfig
 from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig
 from tasks.scorers.length import Length, LengthConfig
 from tasks.scorers.word_frequency import WordFrequency, WordFrequencyConfig
 
-AnyScorerConfig = FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig
+AnyScorerConfig = FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig | ContaminationConfig
 ScorerConfig = Annotated[AnyScorerConfig, Field(discriminator="type")]  # as a recipe's field
 
 
@@ -27,6 +28,8 @@ def column_names(config: AnyScorerConfig) -> set[str]:
     """The columns that a scorer writes, without loading its model."""
     if isinstance(config, WordFrequencyConfig):
         return set(WordFrequency().columns)
+    if isinstance(config, ContaminationConfig):
+        return set(config.columns())
     return set(Length().columns) if isinstance(config, LengthConfig) else {config.column}
 
 
@@ -55,4 +58,6 @@ def make_scorer(config: AnyScorerConfig, model_path: Path | None) -> Scorer:
         raise UserError(f"the {config.type} scorer of column {config.column} has no model: set its key model, or let the recipe train one")
     if isinstance(config, FastTextQualityConfig):
         return FastTextQuality(config, Path(model))
+    if isinstance(config, ContaminationConfig):
+        return Contamination(config, Path(model))
     return EduClassifier(config, model)
