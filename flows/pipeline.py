@@ -39,9 +39,9 @@ from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
 from tasks.scorers import AnyScorerConfig, column_names
 from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
+from tasks.sources import SourceConfig
 from tasks.sources.base import RawFile
 from tasks.store import Store
-from tasks.train_scorer import Examples
 
 Call = Callable[[str, Callable[[], Any]], Any]
 
@@ -136,12 +136,12 @@ class Pipeline:
         return list(trained.refs)
 
     def _train_scorer(self, name: str, training: Any) -> Artifact:
-        task = train_scorer.task(
-            name, training, [self._examples(examples, f"scorers.{name}.train.examples") for examples in training.examples]
-        )
+        sets = train_scorer.read_by(training).items()
+        raw = {role: self._examples(config, f"scorers.{name}.train.{role.replace(':', '.')}") for role, config in sets}
+        task = train_scorer.task(name, training, raw)
         return self.runner.run(train_scorer.STEP, name, [task])
 
-    def _examples(self, examples: Examples, key: str) -> list[RawFile]:
+    def _examples(self, examples: SourceConfig, key: str) -> list[RawFile]:
         return raw_files.find_source(self.store, key, examples)[0]
 
     def _given_model(self, name: str, scorer: AnyScorerConfig) -> list[RawFile]:

@@ -10,7 +10,7 @@ An n-gram of a document overlaps where it is an n-gram of an instance, or holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,14 +127,18 @@ class Index:
         )
 
 
-def build_index(evaluations: dict[str, Iterable[tuple[str, str]]], ngram: int, books: Books) -> Index:
+def build_index(evaluations: Mapping[str, Iterable[tuple[str, str]]], ngram: int, books: Books) -> Index:
     """Index the (id, text) pairs of evaluations. Every instance is booked: kept, or dropped as a copy or as too short to tell from chance.
 
     Raises:
         UserError: an evaluation has no instance that can be looked for.
     """
     names = sorted(evaluations)
-    owners, ids, texts, lengths, grams, instances = [], [], [], set(), [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    owners: list[int] = []
+    ids: list[str] = []
+    texts: list[str] = []
+    lengths: set[int] = set()
+    grams, instances = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     shortest = min(SHORTEST, ngram)
     for number, name in enumerate(names):
         seen: set[bytes] = set()
