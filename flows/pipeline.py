@@ -16,6 +16,7 @@ import fsspec
 from flows.recipe import MICRO, Recipe
 from tasks import (
     clusters,
+    contamination,
     duplicates,
     evaluate,
     export,
@@ -37,7 +38,7 @@ from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
-from tasks.scorers import AnyScorerConfig, column_names
+from tasks.scorers import AnyScorerConfig, ContaminationConfig, column_names
 from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
 from tasks.sources import SourceConfig
 from tasks.sources.base import RawFile
@@ -235,6 +236,7 @@ class Pipeline:
     def curate(self) -> None:
         for name in self.recipe.selections():
             self.selection(name)
+            self.contamination(name, [name], None)
 
     def tokenize_all(self) -> None:
         for source in self.recipe.sources:
@@ -258,7 +260,31 @@ class Pipeline:
             task = mix.task(spec, name, sources, self.tokenizer().refs[0], held.share, held.tokens_per_source)
             return self.runner.run(mix.MIX, name, [task], inputs=inputs)
 
-        return self._once("mix", name, make)
+        made = self._once("mix", name, make)
+        self.contamination(f"mix {name}", list(spec.sources), made)
+        return made
+
+    def contamination(self, name: str, sources: list[str], mixed: Artifact | None) -> None:
+        """How much of each evaluation is in a source or, where `mixed` is given, in a mix: one artifact a scorer that looks for it."""
+        for scorer, entry in self.recipe.scorers.items():
+            users = [source for source in sources if scorer in self.recipe.sources[source].scores]
+            if users and isinstance(entry.scorer, ContaminationConfig):
+                make = functools.partial(self._contamination, f"{name}: {scorer}", scorer, entry.scorer.column, sources, users, mixed)
+                self._once("contamination", f"{name}: {scorer}", make)
+
+    def _contamination(self, name: str, scorer: str, column: str, sources: list[str], users: list[str], mixed: Artifact | None) -> Artifact:
+        documents = {source: self.documents(source) for source in sources}
+        scores = {source: self.made["score", f"{source}: {scorer}"] for source in users}
+        shards = {source: (documents[source].refs, scores[source].refs) for source in users}
+        model, last = self.scorer_model(scorer), mixed or self.selection(users[0])
+        if mixed is None:
+            task = contamination.source_task(name, column, model, users[0], shards[users[0]], last.refs)
+        else:
+            sizes = {source: len(found.keys) for source, found in documents.items()}
+            task = contamination.mix_task(name, column, model, sizes, shards, mixed.refs[0])
+        trained = self.made.get(("train-scorer", scorer))
+        inputs = [*(documents[source] for source in users), *scores.values(), last, *([trained] if trained else [])]
+        return self.runner.run(contamination.STEP, name, [task], inputs=inputs)
 
     def held_out(self, source: str) -> Artifact:
         sources, inputs = self._sources([source])

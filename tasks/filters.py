@@ -73,7 +73,13 @@ def _values(rule: Filter, table: pa.Table, name: str) -> pa.ChunkedArray:
     values = table[rule.column]
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    for key, value in (("min", rule.min), ("max", rule.max), ("below", rule.below), ("rounded", rule.rounded or None), ("equals", rule.equals)):
+    for key, value in (
+        ("min", rule.min),
+        ("max", rule.max),
+        ("below", rule.below),
+        ("rounded", rule.rounded or None),
+        ("equals", rule.equals),
+    ):
         if value is not None and not _comparable(values.type, key, value):
             raise UserError(f"a filter of {name} cannot compare the column {rule.column}, of type {values.type}, by {key}: {_text(value)}")
     return values

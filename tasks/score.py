@@ -61,7 +61,7 @@ def join_family(store: Store, task: ShardTask) -> None:
 def run(shard: Shard) -> Books:
     """documents, model, cheaper scores -> scores.parquet with the scorer's columns; null where it was not asked to look."""
     documents: Path = shard.one("documents")[DOCUMENTS]
-    scorer = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), _model(shard))
+    scorer = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), local_model(shard))
     wanted = _wanted(shard, documents)
     known = _known(shard, scorer.columns, len(wanted))
     books = Books(read=len(wanted), kept=len(wanted))
@@ -80,7 +80,7 @@ def run(shard: Shard) -> Books:
     return books
 
 
-def _model(shard: Shard) -> Path | None:
+def local_model(shard: Shard) -> Path | None:
     """Where the scorer's model lies on this machine, trained or given (copied here from a remote place); None for a name on the hub."""
     given = shard.inputs["model"]
     if not given:

@@ -52,7 +52,9 @@ class EvaluationIndexing(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["contamination"] = "contamination"
-    ngram: int = Field(default=13, ge=1, description="Words of an n-gram. The report gives none; 13 is GPT-3's (Brown et al., 2020, appendix C).")
+    ngram: int = Field(
+        default=13, ge=1, description="Words of an n-gram. The report gives none; 13 is GPT-3's (Brown et al., 2020, appendix C)."
+    )
     evaluations: dict[str, list[SourceConfig]] = Field(description="Evaluations by name, each with its files.", min_length=1)
 
 

@@ -122,9 +122,7 @@ class Index:
         table = pq.read_table(folder / "instances.parquet")
         evaluation, size = (table.column(name).to_numpy() for name in ("evaluation", "ngrams"))
         ids, texts = (table.column(name).to_pylist() for name in ("id", "text"))
-        return Index(
-            header["ngram"], header["lengths"], header["evaluations"], hashes, offsets, postings, evaluation, ids, texts, size
-        )
+        return Index(header["ngram"], header["lengths"], header["evaluations"], hashes, offsets, postings, evaluation, ids, texts, size)
 
 
 def build_index(evaluations: Mapping[str, Iterable[tuple[str, str]]], ngram: int, books: Books) -> Index:
