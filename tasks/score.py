@@ -120,7 +120,8 @@ def _known(shard: Shard, columns: dict[str, pa.DataType], rows: int) -> dict[str
     for files in shard.hints.get("earlier", []):
         table = pq.read_table(files[FILE])
         for name, values in known.items():
-            found = _objects(table.column(name).to_pylist())
+            found = np.empty(rows, object)
+            found[:] = table.column(name).to_pylist()  # as one dimension, also where the values are lists of one length
             values[:] = np.where(values == None, found, values)  # noqa: E711 (elementwise)
     return known
 
@@ -133,14 +134,6 @@ def _score(scorer: Any, batch: list[str], wanted: np.ndarray, known: dict[str, n
     for name, values in known.items():
         column = values.copy()
         column[~wanted] = None
-        column[todo] = _objects([None if value != value else value for value in np.asarray(fresh[name]).tolist()])  # NaN: no judgement
+        column[todo] = [None if value != value else value for value in np.asarray(fresh[name]).tolist()]  # NaN: no judgement
         columns[name] = column.tolist()
     return columns, len(todo)
-
-
-def _objects(values: list[Any]) -> np.ndarray:
-    """An object array of values some of which may be lists, which numpy would take for a second dimension."""
-    array = np.empty(len(values), object)
-    for number, value in enumerate(values):
-        array[number] = value
-    return array

@@ -15,6 +15,7 @@ from flows.face import line_of
 from flows.pipeline import Pipeline
 from flows.recipe import load
 from tasks import filters, score, train_scorer
+from tasks.documents import DocumentWriter
 from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.scorers import contamination as scorers
@@ -64,7 +65,9 @@ class Oracle:
         hits = sum(any(gram in indexed for size in range(1, len(span) + 1) for gram in windows(list(span), size)) for span in spans)
         found = self.contains(words)
         order = list(self.instances)
-        best = max(found, key=lambda name: (len(found[name]), len(found[name]) / len(self.instances[name]), -order.index(name)), default=None)
+        best = max(
+            found, key=lambda name: (len(found[name]), len(found[name]) / len(self.instances[name]), -order.index(name)), default=None
+        )
         return hits / len(spans), best
 
 
@@ -165,7 +168,7 @@ def test_a_short_instance_counts_as_a_whole_in_every_ngram_that_holds_it(tmp_pat
     filler = [f"d{i}" for i in range(100)]
     inside = " ".join([*filler[:50], "Which technology was developed most recently?", *filler[50:]])
     part = " ".join([*filler[:50], "which technology was developed most", *filler[50:]])
-    found = scorer.score([inside, part, "Which technology was developed most recently?"])
+    found = scorer.score([inside, part, "Well: which technology was developed most recently, and why?"])
     assert found["overlap"].tolist() == [8 / 94, 0.0, 1.0]
     assert found["overlap_with"].tolist() == ["arc: short", None, "arc: short"]
 
@@ -187,9 +190,9 @@ def test_an_evaluation_of_which_nothing_can_be_looked_for_is_told():
 
 def test_blocks_and_batches_change_nothing(tmp_path, monkeypatch):
     rng = random.Random(3)
-    evaluations = random_evaluations(rng)
-    documents = [random_document(rng, evaluations) + " Ünïcode" * (i % 2) for i in range(60)]
-    scorer = scorer_of(evaluations, 8, tmp_path)
+    evaluations = random_evaluations(rng, 30)
+    documents = [random_document(rng, evaluations, 30) + " Ünïcode" * (i % 2) for i in range(60)]
+    scorer = scorer_of(evaluations, 3, tmp_path)
     plain = {name: values.tolist() for name, values in scorer.score(documents).items()}
     monkeypatch.setattr(ngrams, "_BLOCK", 64)
     monkeypatch.setattr(scorers, "_AT_ONCE", 3)
@@ -209,6 +212,23 @@ def test_an_index_survives_its_files_and_a_folder_without_one_is_told(tmp_path):
     assert not [path for path in (tmp_path / "model").iterdir() if path.suffix not in (".npy", ".json", ".parquet")]
     with pytest.raises(UserError, match=r"none is no index of evaluations \(it has no index.json\): let the recipe build one"):
         Contamination(ContaminationConfig(), tmp_path / "none")
+
+
+def test_documents_that_share_equally_many_ngrams_keep_lists_of_their_own(tmp_path):
+    """Numpy would take two lists of two numbers for one square."""
+    build_index({"e": [("1", "a b c d e f"), ("2", "u v w x y z")]}, 5, Books()).save(tmp_path / "index" / "model")
+    writer = DocumentWriter(tmp_path / "documents.parquet", "flan", {})
+    for name, text in (("one", "a b c d e f"), ("two", "u v w x y z")):
+        writer.write(name, text, None, None, {}, {})
+    writer.close()
+    index = {f"model/{path.name}": path for path in (tmp_path / "index" / "model").iterdir()}
+    shard = Shard(
+        {"where": []}, {"documents": [{"documents.parquet": tmp_path / "documents.parquet"}], "model": [index], "cheaper": []}, tmp_path
+    )
+    shard.hints = {"scorer": {"type": "contamination"}}
+    score.run(shard)
+    one, two = pq.read_table(tmp_path / "scores.parquet")["overlap_ngrams"].to_pylist()
+    assert len(one) == len(two) == 2 and sorted(one + two) == [0, 1, 2, 3]
 
 
 # -- the index as a step -----------------------------------------------------------------------------------------------------------------
@@ -396,7 +416,9 @@ def test_the_examples_name_the_document_that_holds_most_of_the_instance(lab):
     for evaluation, numbers in lab.told(lab.pipeline, "maths")["read"]["evaluations"].items():
         for example in numbers["examples"]:
             name = f"{evaluation}: {example['instance']}"
-            held = {document: oracle.contains(words_of(text)).get(name, ()) for document, text in texts.items() if document.startswith("maths")}
+            held = {
+                document: oracle.contains(words_of(text)).get(name, ()) for document, text in texts.items() if document.startswith("maths")
+            }
             most = max(len(grams) for grams in held.values())
             assert len(held[example["document"]]) == most
             assert example["share_in_document"] == most / len(oracle.instances[name])
@@ -413,8 +435,10 @@ def test_a_mix_without_a_source_that_was_looked_at_is_not_told_to_be_clean(lab):
 def test_the_lines_of_a_run_tell_what_was_found(lab):
     scored = [line for line in lab.lines if line.startswith("score")]
     assert len(scored) == 2 and all(re.search(r"[1-9]\d* share n-grams with evaluations", line) for line in scored)
+    told = lab.told(lab.pipeline, "mix mid")["mix"]["evaluations"].values()
+    inside, touched = (sum(each[name] for each in told) for name in ("inside", "touched"))
     (mixed,) = [line for line in lab.lines if "mix mid: decontamination" in line]
-    assert re.search(r"30 instances.*\d+ inside, \d+ touched", mixed.replace(",", ",")) or "instances" in mixed
+    assert f"25 instances, {inside} inside, {touched} touched" in mixed
 
 
 def test_a_second_run_makes_nothing_and_another_threshold_looks_at_no_text(lab):
