@@ -29,7 +29,6 @@ STEP = Step("contamination", 1, "tasks.contamination")
 FILE = "contamination.json"
 INSIDE = 0.8
 EXAMPLES = 5  # told of each evaluation
-EXCERPT = 240  # characters of an instance's text
 
 Shards = tuple[list[ShardRef], list[ShardRef]]  # of documents and of their scores
 
@@ -168,7 +167,7 @@ def _examples(
         examples.append(
             {
                 "instance": index.ids[instance],
-                "text": index.texts[instance][:EXCERPT],
+                "text": index.texts[instance],
                 "share": float(share[instance]),
                 "source": parts[number].source,
                 "document": identifier,

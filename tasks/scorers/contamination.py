@@ -26,6 +26,7 @@ from tasks.store import Books
 
 # An instance of fewer words ("Calculate 5 + 91 =") stands in documents by chance.
 SHORTEST = 5
+EXCERPT = 240  # characters of an instance's text, for people to see what was found
 _AT_ONCE = 1 << 22  # postings in memory at once
 _NEAR_BITS = 26  # of the table that rules out nearly every n-gram of a document: 64 MB at most
 
@@ -49,7 +50,7 @@ class Index:
 
     ngram: words of an n-gram. lengths: those that occur; an instance of fewer words than `ngram` is one n-gram of its own length.
     hashes: uint64[g], sorted; instance `postings[offsets[i]:offsets[i + 1]]` (int32) hold the n-gram i. evaluation, ids, texts, size: of
-    each instance the number of its evaluation (int32), its id, its text and its distinct n-grams (int32).
+    each instance the number of its evaluation (int32), its id, the beginning of its text and its distinct n-grams (int32).
     """
 
     ngram: int
@@ -158,7 +159,7 @@ def build_index(evaluations: Mapping[str, Iterable[tuple[str, str]]], ngram: int
             instances.append(np.full(len(grams[-1]), len(ids)))
             owners.append(number)
             ids.append(identifier)
-            texts.append(text)
+            texts.append(text[:EXCERPT])
         if not seen:
             raise UserError(f"the evaluation {name} has no instance of {shortest} words or more: check its `fields.text`, or leave it out")
     books.kept += len(ids)

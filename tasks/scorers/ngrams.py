@@ -107,15 +107,12 @@ def _powers() -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _values() -> np.ndarray:
     """What each code point counts for, uint64[0x110000]: a random number for a letter or digit, the same for `E`, `e` and `É`."""
-    every = range(0x110000)
-    categories = list(map(unicodedata.category, map(chr, every)))
-    plain = np.arange(len(every), dtype=np.uint64)
-    for code in every:
+    categories = np.frombuffer("".join(map(unicodedata.category, map(chr, range(0x110000)))).encode(), "S2")
+    major = categories.astype("S1")
+    counts = (major == b"L") | (major == b"N") | (categories == b"Mc")  # a spacing mark is a vowel in Indian scripts
+    plain = np.arange(len(counts), dtype=np.uint64)
+    for code in np.flatnonzero((major == b"L") | (major == b"N")).tolist():
         character = chr(code)
-        if categories[code][0] in "LN" and (character.lower() != character or unicodedata.decomposition(character)):
+        if character.lower() != character or unicodedata.decomposition(character):
             plain[code] = ord(unicodedata.normalize("NFKD", character.lower())[0])
-    values = splitmix64(plain)
-    kinds = np.array([{"L": 2, "N": 2}.get(category[0], _SKIP if category == "Mn" else _SEPARATOR) for category in categories])
-    # Spacing marks are letters' vowels in Indian scripts.
-    kinds[[code for code in every if categories[code] == "Mc"]] = 2
-    return np.where(kinds == 2, values, kinds.astype(np.uint64))
+    return np.where(counts, splitmix64(plain), np.where(categories == b"Mn", np.uint64(_SKIP), np.uint64(_SEPARATOR)))
