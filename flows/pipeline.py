@@ -282,9 +282,7 @@ class Pipeline:
         else:
             sizes = {source: len(found.keys) for source, found in documents.items()}
             task = contamination.mix_task(name, column, model, sizes, shards, mixed.refs[0])
-        trained = self.made.get(("train-scorer", scorer))
-        inputs = [*(documents[source] for source in users), *scores.values(), last, *([trained] if trained else [])]
-        return self.runner.run(contamination.STEP, name, [task], inputs=inputs)
+        return self.runner.run(contamination.STEP, name, [task], inputs=[last])  # which comes of all the others
 
     def held_out(self, source: str) -> Artifact:
         sources, inputs = self._sources([source])

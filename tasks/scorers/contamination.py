@@ -1,6 +1,6 @@
 """How much of a document stands in evaluations: word n-grams of every evaluation instance, indexed, and what documents share with them.
 
-Report, section 4.2 (FLAN): training, validation and test instances of all evaluations are extracted, and a document goes out when 10 % or
+Report, section 4.1 (FLAN): training, validation and test instances of all evaluations are extracted, and a document goes out when 10 % or
 more of its n-grams overlap. The report gives no n and does not say whether the 10 % are of one instance or of all together. Here they are of
 all together, as the Bloom filter of the authors' dolma toolkit counts; the instance that a document shares most with is told beside it.
 

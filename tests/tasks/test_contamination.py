@@ -2,10 +2,13 @@
 
 import importlib
 import json
+import os
 import random
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,8 @@ import yaml
 from flows.face import line_of
 from flows.pipeline import Pipeline
 from flows.recipe import load
+from flows.report import write_report
+from flows.summary import RunSummary, summary_path
 from tasks import filters, score, train_scorer
 from tasks.documents import DocumentWriter
 from tasks.errors import UserError
@@ -22,7 +27,7 @@ from tasks.scorers import contamination as scorers
 from tasks.scorers import ngrams
 from tasks.scorers.contamination import Contamination, ContaminationConfig, Index, build_index
 from tasks.shards import Engine, Runner, Shard, ShardRef, input_files, run_shard
-from tasks.sources import SourceConfig
+from tasks.sources import READERS, SourceConfig
 from tasks.sources.base import RawFile
 from tasks.store import Books, Store
 
@@ -483,3 +488,42 @@ def test_a_given_index_is_used_like_one_that_the_recipe_builds(lab):
     assert [file.name for record in pipeline.made["contamination", "mix mid: decontamination"].records for file in record.files] == [
         "contamination.json"
     ]
+
+
+def test_the_report_shows_what_the_steps_found(lab):
+    pipeline = lab.pipeline
+    summary = RunSummary.of(pipeline, "mix", "now", 0.0)
+    lab.store.replace(summary_path("lab"), json.dumps(asdict(summary)))
+    page = Path(write_report(pipeline.recipe)).read_text()
+    section = re.search(r'<section id="contamination">.*?</section>', page, re.DOTALL)[0]
+    told = {name: lab.told(pipeline, name) for name in ("flan", "maths", "mix mid")}
+    for evaluation in lab.evaluations:
+        read, selected, mixed = (told["flan"]["read"], told["flan"]["selected"], told["mix mid"]["mix"])
+        read, selected, mixed = (place["evaluations"][evaluation] for place in (read, selected, mixed))
+        assert f"{evaluation} in flan: {read['inside']} of {read['instances']} instances inside, {read['touched']} touched" in section
+        assert f"{selected['inside']} inside and {selected['touched']} touched once the filters have selected" in section
+        assert f"{evaluation} in mix mid: {mixed['inside']} of {mixed['instances']} instances inside" in section
+        assert f"({mixed['copies']} with their copies)" in section
+    assert "web was not looked at" in section
+    assert page.count("looked for by decontamination") == len(lab.evaluations)
+
+
+# -- real files ------------------------------------------------------------------------------------------------------------------------
+
+SAMPLES = Path(os.environ.get("OLMOFLOW_DATA", ""))
+
+
+@pytest.mark.skipif("OLMOFLOW_DATA" not in os.environ, reason="no folder of real samples: set OLMOFLOW_DATA")
+def test_real_programs_for_gsm8k_problems_are_found_and_those_for_multiarith_are_not(tmp_path):
+    def read(path, text):
+        config = SourceConfig(format="jsonl", paths=["x"], fields={"text": text})
+        file = RawFile(f"file://{SAMPLES}/math/{path}", path, (SAMPLES / "math" / path).stat().st_size, path)
+        return [(item.id, item.text) for item in READERS["jsonl"](file, config)]
+
+    problems = read("gsm8k/test.first660.jsonl", "question")
+    scorer = scorer_of({"gsm8k": problems}, 13, tmp_path)
+    text = ["question", "generated"]
+    found = scorer.score([text for _, text in read("program_of_thoughts/gsm8k_zeroshot_first660.jsonl.gz", text)])
+    assert (found["overlap"] >= 0.1).sum() >= 655
+    assert found["overlap_with"].tolist() == [f"gsm8k: {identifier}" for identifier, _ in problems]
+    assert scorer.score([text for _, text in read("program_of_thoughts/multiarith_zeroshot.jsonl.gz", text)])["overlap"].max() < 0.1
