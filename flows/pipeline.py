@@ -264,24 +264,29 @@ class Pipeline:
         self.contamination(f"mix {name}", list(spec.sources), made)
         return made
 
-    def contamination(self, name: str, sources: list[str], mixed: Artifact | None) -> None:
-        """How much of each evaluation is in a source or, where `mixed` is given, in a mix: one artifact a scorer that looks for it."""
+    def contamination(self, name: str, selections: list[str], mixed: Artifact | None) -> None:
+        """How much of each evaluation is in a selection or, where `mixed` is given, in a mix: one artifact a scorer that looks for it."""
+        source = {selection: selection.partition("/")[0] for selection in selections}
         for scorer, entry in self.recipe.scorers.items():
-            users = [source for source in sources if scorer in self.recipe.sources[source].scores]
-            if users and isinstance(entry.scorer, ContaminationConfig):
-                make = functools.partial(self._contamination, f"{name}: {scorer}", scorer, entry.scorer.column, sources, users, mixed)
+            looked_at = [selection for selection in selections if scorer in self.recipe.sources[source[selection]].scores]
+            if looked_at and isinstance(entry.scorer, ContaminationConfig):
+                scores = {selection: self.made["score", f"{source[selection]}: {scorer}"] for selection in looked_at}
+                make = functools.partial(self._contamination, f"{name}: {scorer}", entry.scorer.column, source, scores, mixed)
                 self._once("contamination", f"{name}: {scorer}", make)
 
-    def _contamination(self, name: str, scorer: str, column: str, sources: list[str], users: list[str], mixed: Artifact | None) -> Artifact:
-        documents = {source: self.documents(source) for source in sources}
-        scores = {source: self.made["score", f"{source}: {scorer}"] for source in users}
-        shards = {source: (documents[source].refs, scores[source].refs) for source in users}
-        model, last = self.scorer_model(scorer), mixed or self.selection(users[0])
+    def _contamination(
+        self, name: str, column: str, source: dict[str, str], scores: dict[str, Artifact], mixed: Artifact | None
+    ) -> Artifact:
+        model = self.scorer_model(name.rsplit(": ", 1)[1])
+        shards = {selection: (self.documents(source[selection]).refs, found.refs) for selection, found in scores.items()}
         if mixed is None:
-            task = contamination.source_task(name, column, model, users[0], shards[users[0]], last.refs)
+            (selection,) = scores
+            last = self.selection(selection)
+            task = contamination.source_task(name, column, model, selection, shards[selection], last.refs)
         else:
-            sizes = {source: len(found.keys) for source, found in documents.items()}
-            task = contamination.mix_task(name, column, model, sizes, shards, mixed.refs[0])
+            last = mixed
+            sizes = {selection: len(self.documents(of).keys) for selection, of in source.items()}
+            task = contamination.mix_task(name, column, model, sizes, shards, last.refs[0])
         return self.runner.run(contamination.STEP, name, [task], inputs=[last])  # which comes of all the others
 
     def held_out(self, source: str) -> Artifact:

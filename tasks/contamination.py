@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,33 +84,37 @@ def _places(shard: Shard) -> Iterator[tuple[str, list[Part]]]:
         plan = pq.read_table(shard.one("plan")["plan.parquet"], columns=["file", "row", "copies"])
         file, row, copies = (plan.column(name).to_numpy() for name in ("file", "row", "copies"))
 
-        def taken(number: int, part: Part) -> np.ndarray:
-            part.copies[row[file == number]] = copies[file == number]
-            return part.copies
+        def taken(number: int, rows: int) -> np.ndarray:
+            of_all = np.zeros(rows, np.int64)
+            of_all[row[file == number]] = copies[file == number]
+            return of_all
 
         yield "mix", _parts(shard, taken)
         return
-    yield "read", _parts(shard, lambda number, part: part.copies + 1)
+    yield "read", _parts(shard, lambda number, rows: np.ones(rows, np.int64))
     selections = [files[SELECTION] for files in shard.inputs["selection"]]
-    yield "selected", _parts(shard, lambda number, part: _kept(selections[number]))
+    yield "selected", _parts(shard, lambda number, rows: _kept(selections[number]))
 
 
 def _kept(selection: Path) -> np.ndarray:
     return pq.read_table(selection, columns=["keep"]).column("keep").to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _parts(shard: Shard, copies: Any) -> list[Part]:
-    """The scored shards; `copies(number, part)` tells what is taken of each, by its number among all shards of all sources."""
-    parts, first = [], 0
+def _parts(shard: Shard, copies: Callable[[int, int], np.ndarray]) -> list[Part]:
+    """The scored shards. `copies(number, rows)`: int64[rows] taken of each document, by the shard's number among those of all sources.
+
+    Two selections of one source have the same shards: these are told once, with the copies of both.
+    """
+    parts: dict[Path, Part] = {}
+    first = 0
     for source, size in shard.config["shards"]:
         documents, scores = (shard.inputs.get(f"{role}:{source}", []) for role in ("documents", "scores"))
         for number, (texts, found) in enumerate(zip(documents, scores, strict=True)):
             rows = pq.read_metadata(found[SCORES]).num_rows
-            part = Part(source, texts[DOCUMENTS], found[SCORES], np.zeros(rows, np.int64))
-            part.copies = copies(first + number, part)
-            parts.append(part)
+            part = parts.setdefault(found[SCORES], Part(source, texts[DOCUMENTS], found[SCORES], np.zeros(rows, np.int64)))
+            part.copies += copies(first + number, rows)
         first += size
-    return parts
+    return list(parts.values())
 
 
 def _measure(index: Index, column: str, parts: list[Part]) -> dict[str, Any]:

@@ -321,7 +321,12 @@ class Lab:
             "sources": {
                 "flan": {**source, "paths": [f"{self.folder}/flan/*.jsonl"], **looked_at},
                 "web": {**source, "paths": [f"{self.folder}/web/*.jsonl"]},
-                "maths": {**source, "paths": [f"{self.folder}/maths/*.jsonl"], "scores": {"decontamination": {}}},
+                "maths": {
+                    **source,
+                    "paths": [f"{self.folder}/maths/*.jsonl"],
+                    "scores": {"decontamination": {}},
+                    "subsets": {"voted": {"filters": [{"column": "votes", "min": 2}]}},
+                },
             },
             "tokenizer": {"kind": "bpe", "vocab_size": 300, "train_on": [{**source, "paths": [f"{self.folder}/web/0.jsonl"]}]},
             "sequence_length": 16,
@@ -329,6 +334,7 @@ class Lab:
             "mixes": {
                 "mid": {"sources": {"web": {"repeat": 1}, "maths": {"repeat": 2.5}, "flan": {"repeat": 0.5}}},
                 "plain": {"sources": {"web": {"repeat": 1}}},
+                "twice": {"sources": {"web": {"repeat": 1}, "maths": {"repeat": 0.5}, "maths/voted": {"repeat": 1}}},
             },
         }
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | changes))
@@ -396,9 +402,20 @@ def test_what_is_inside_a_source_as_read_and_as_selected_is_that_of_a_loop(lab):
     check(told["selected"], lab.expected(Counter(kept)))
 
 
-def test_what_is_inside_a_mix_is_that_of_a_loop_over_the_documents_that_it_takes_with_their_copies(lab):
-    told = lab.told(lab.pipeline, "mix mid")["mix"]
-    plan = pq.read_table(lab.file(lab.pipeline.made["mix", "mid"], "plan.parquet")).to_pylist()
+def test_a_subset_of_a_source_is_told_by_what_it_selects(lab):
+    told = lab.told(lab.pipeline, "maths/voted")
+    ids = [
+        name for (source, _), documents in lab.documents.items() if source == "maths" for i, (name, _) in enumerate(documents) if i % 4 >= 2
+    ]
+    assert told["selected"]["documents"] == len(ids)
+    check(told["selected"], lab.expected(Counter(ids)))
+
+
+@pytest.mark.parametrize("mix", ["mid", "twice"])
+def test_what_is_inside_a_mix_is_that_of_a_loop_over_the_documents_that_it_takes_with_their_copies(lab, mix):
+    """mid: a part of flan, maths two or three times. twice: a half of maths, and of its documents once more those with two votes."""
+    told = lab.told(lab.pipeline, f"mix {mix}")["mix"]
+    plan = pq.read_table(lab.file(lab.pipeline.made["mix", mix], "plan.parquet")).to_pylist()
     copies = Counter()
     keys = {}
     for source in ("flan", "maths"):
@@ -408,8 +425,8 @@ def test_what_is_inside_a_mix_is_that_of_a_loop_over_the_documents_that_it_takes
             keys |= dict(zip(table["key"].to_pylist(), table["id"].to_pylist(), strict=True))
     for row in plan:
         if row["source"] != "web":
-            copies[keys[row["key"]]] = row["copies"]
-    assert {2, 3} <= set(copies.values()) and len(copies) < len(keys)  # a part of flan, maths two or three times
+            copies[keys[row["key"]]] += row["copies"]
+    assert set(copies.values()) == {"mid": {1, 2, 3}, "twice": {1, 2}}[mix] and len(copies) < len(keys)
     assert told["documents"] == len(copies) and told["not_looked_at"] == ["web"]
     check(told, lab.expected(copies))
 
