@@ -522,6 +522,7 @@ def test_the_report_shows_what_the_steps_found(lab):
         assert f"{evaluation} in mix mid: {mixed['inside']} of {mixed['instances']} instances inside" in section
         assert f"({mixed['copies']} with their copies)" in section
     assert "web was not looked at" in section
+    assert "overlap &lt; 0.1" in page  # among the cuts of flan
     assert page.count("looked for by decontamination") == len(lab.evaluations)
 
 
