@@ -29,6 +29,18 @@ from flows.summary import RunSummary, summary_path
 from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
 
+TOLD = {  # counts that the lines of these steps tell
+    "train-scorer": {"ngrams": "n-grams", "shorter_than_n": "shorter than n words and indexed whole"},
+    "score": {"scored": "scored", "taken_over": "taken over", "skipped": "skipped", "hit": "share n-grams with evaluations"},
+    "contamination": {
+        "inside": "inside",
+        "touched": "touched",
+        "inside_when_selected": "inside what is selected",
+        "touched_when_selected": "touched by it",
+    },
+}
+TOLD_EVEN_IF_0 = {"hit", "inside", "inside_when_selected"}
+
 Listener = Callable[[str], None]
 listeners: list[Listener] = []  # who else than Prefect's log wants a line about each artifact (the CLI)
 watchers: list[Watch] = []  # and its progress while it is made
@@ -135,10 +147,11 @@ def line_of(artifact: Artifact) -> str:
         state = "not made"
     books = artifact.books
     flow = "" if not books.read else f"{books.read:,} {books.unit}" + (f", {books.kept:,} kept" if books.kept != books.read else "")
-    if artifact.step == "score":
-        flow += "".join(
-            f", {books.counts[name]:,} {name.replace('_', ' ')}" for name in ("scored", "taken_over", "skipped") if books.counts.get(name)
-        )
+    flow += "".join(
+        f", {books.counts[name]:,} {words}"
+        for name, words in TOLD.get(artifact.step, {}).items()
+        if books.counts.get(name) or (name in books.counts and name in TOLD_EVEN_IF_0)
+    )
     if artifact.step == "clusters":
         flow += f", {books.counts['duplicates']:,} duplicates in {books.counts['clusters']:,} clusters" if books.counts else ""
     if "documents" in books.counts and books.unit != "documents":

@@ -16,6 +16,7 @@ import fsspec
 from flows.recipe import MICRO, Recipe
 from tasks import (
     clusters,
+    contamination,
     duplicates,
     evaluate,
     export,
@@ -37,11 +38,11 @@ from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
-from tasks.scorers import AnyScorerConfig, column_names
+from tasks.scorers import AnyScorerConfig, ContaminationConfig, column_names
 from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
+from tasks.sources import SourceConfig
 from tasks.sources.base import RawFile
 from tasks.store import Store
-from tasks.train_scorer import Examples
 
 Call = Callable[[str, Callable[[], Any]], Any]
 
@@ -143,12 +144,12 @@ class Pipeline:
         return list(trained.refs)
 
     def _train_scorer(self, name: str, training: Any) -> Artifact:
-        task = train_scorer.task(
-            name, training, [self._examples(examples, f"scorers.{name}.train.examples") for examples in training.examples]
-        )
+        sets = train_scorer.read_by(training).items()
+        raw = {role: self._examples(config, f"scorers.{name}.train.{role.replace(':', '.')}") for role, config in sets}
+        task = train_scorer.task(name, training, raw)
         return self.runner.run(train_scorer.STEP, name, [task])
 
-    def _examples(self, examples: Examples, key: str) -> list[RawFile]:
+    def _examples(self, examples: SourceConfig, key: str) -> list[RawFile]:
         return raw_files.find_source(self.store, key, examples)[0]
 
     def _given_model(self, name: str, scorer: AnyScorerConfig) -> list[RawFile]:
@@ -242,6 +243,7 @@ class Pipeline:
     def curate(self) -> None:
         for name in self.recipe.selections():
             self.selection(name)
+            self.contamination(name, [name], None)
 
     def tokenize_all(self) -> None:
         for source in self.recipe.sources:
@@ -265,7 +267,34 @@ class Pipeline:
             task = mix.task(spec, name, sources, self.tokenizer().refs[0], held.share, held.tokens_per_source)
             return self.runner.run(mix.MIX, name, [task], inputs=inputs)
 
-        return self._once("mix", name, make)
+        made = self._once("mix", name, make)
+        self.contamination(f"mix {name}", list(spec.sources), made)
+        return made
+
+    def contamination(self, name: str, selections: list[str], mixed: Artifact | None) -> None:
+        """How much of each evaluation is in a selection or, where `mixed` is given, in a mix: one artifact a scorer that looks for it."""
+        source = {selection: selection.partition("/")[0] for selection in selections}
+        for scorer, entry in self.recipe.scorers.items():
+            looked_at = [selection for selection in selections if scorer in self.recipe.sources[source[selection]].scores]
+            if looked_at and isinstance(entry.scorer, ContaminationConfig):
+                scores = {selection: self.made["score", f"{source[selection]}: {scorer}"] for selection in looked_at}
+                make = functools.partial(self._contamination, f"{name}: {scorer}", entry.scorer.column, source, scores, mixed)
+                self._once("contamination", f"{name}: {scorer}", make)
+
+    def _contamination(
+        self, name: str, column: str, source: dict[str, str], scores: dict[str, Artifact], mixed: Artifact | None
+    ) -> Artifact:
+        model = self.scorer_model(name.rsplit(": ", 1)[1])
+        shards = {selection: (self.documents(source[selection]).refs, found.refs) for selection, found in scores.items()}
+        if mixed is None:
+            (selection,) = scores
+            last = self.selection(selection)
+            task = contamination.source_task(name, column, model, selection, shards[selection], last.refs)
+        else:
+            last = mixed
+            sizes = {selection: len(self.documents(of).keys) for selection, of in source.items()}
+            task = contamination.mix_task(name, column, model, sizes, shards, last.refs[0])
+        return self.runner.run(contamination.STEP, name, [task], inputs=[last])  # which comes of all the others
 
     def held_out(self, source: str) -> Artifact:
         sources, inputs = self._sources([source])

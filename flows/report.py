@@ -12,9 +12,10 @@ import yaml
 
 from flows.recipe import MICRO, Recipe
 from flows.summary import RunSummary, load_summary
-from tasks import corpus, evaluate, report_data
+from tasks import contamination, corpus, evaluate, report_data
 from tasks.report_page import render
 from tasks.report_scores import source_scores
+from tasks.scorers import ContaminationConfig
 from tasks.shards import ShardRef, input_files
 from tasks.store import Books, Record, Store
 
@@ -78,6 +79,7 @@ class Gathering:
             scores=[self._scores(node) for node in self._of("select") if not self._gone(node)],
             files=self._files(),
             mixes=[self._mix(node) for node in self._of("mix")],
+            contamination=[self._place(node) for node in self._of("contamination")],
             runs=[self._run(node) for node in self._of("train")],
             micro_anneals=self._micro_anneals(),
             checkpoints=self._checkpoints(),
@@ -156,7 +158,10 @@ class Gathering:
     def _files_of(self, node: Node, label: str) -> list[report_data.FileEntry]:
         raw = node["raw_files"]  # of this run: the manifest has the names that the files had when the artifact was first made
         if node["step"] != "ingest":
-            return [report_data.FileEntry(self._shown(file["url"]), file["size"], "read", label, "labelled texts") for file in raw]
+            entry = self.recipe.scorers.get(node["name"])
+            evaluation = node["step"] == "train-scorer" and entry is not None and isinstance(entry.scorer, ContaminationConfig)
+            label, kind = (f"looked for by {node['name']}", "evaluation") if evaluation else (label, "labelled texts")
+            return [report_data.FileEntry(self._shown(file["url"]), file["size"], "read", label, kind) for file in raw]
         reader = self.recipe.sources[node["name"]].format
         return [
             report_data.FileEntry(
@@ -200,6 +205,23 @@ class Gathering:
         ]
         users = [run["name"] for run in self._of("train") if node["id"] in run["inputs"]]
         return report_data.Mix(node["name"], rows, users)
+
+    def _place(self, node: Node) -> report_data.Place:
+        """Sources as they were read, each with what is left of it once selected; mixes as they are."""
+        told = json.loads(self._file(node, contamination.FILE).read_text())
+        place = told["places"].get("mix") or told["places"]["read"]
+        evaluations = {}
+        for name, found in place["evaluations"].items():
+            examples = [report_data.FoundInstance(**example) for example in found["examples"]]
+            evaluations[name] = report_data.EvaluationInside(**{**found, "examples": examples})
+            if "selected" in told["places"]:
+                left = told["places"]["selected"]["evaluations"][name]
+                evaluations[name].inside_when_selected, evaluations[name].touched_when_selected = left["inside"], left["touched"]
+        kind: Literal["source", "mix"] = "mix" if "mix" in told["places"] else "source"
+        name, scorer = node["name"].rsplit(": ", 1)
+        several = sum(isinstance(entry.scorer, ContaminationConfig) for entry in self.recipe.scorers.values()) > 1
+        shown = f"{name} ({scorer})" if several else name
+        return report_data.Place(shown, kind, told["ngram"], place["documents"], evaluations, place["not_scored"], place["not_looked_at"])
 
     def _run(self, node: Node) -> report_data.TrainingRun:
         kind: Literal["pretrain", "micro-anneal", "anneal"] = "pretrain"

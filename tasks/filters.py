@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tasks.errors import UserError
 
@@ -15,34 +15,46 @@ PASSED = "passed"  # what a column of rules holds for a document that breaks non
 
 
 class Filter(BaseModel):
-    """Keeps the documents whose value in a column lies in a range (bounds included), or equals a value."""
+    """Keeps the documents whose value in a column lies in a range (`min` and `max` included, `below` not), or equals a value."""
 
     model_config = ConfigDict(extra="forbid")
 
     column: str = Field(description="Column of the documents or of their scores.", min_length=1)
     min: int | float | None = Field(None, description="Smallest value kept.")
     max: int | float | None = Field(None, description="Largest value kept.")
+    below: int | float | None = Field(None, description="Smallest value that is too large to keep.")
     equals: bool | int | float | str | None = Field(None, description="The one value kept.")
     rounded: bool = Field(False, description="Compare round(clip(value, 0, 5)), FineWeb-Edu's integer score, instead of the value.")
     null: Literal["drop", "keep"] = Field("drop", description="What becomes of documents that have no value.")
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Filter:
-        if self.equals is None and self.min is None and self.max is None:
-            raise ValueError(f"the filter of {self.column} keeps everything: give it min, max or equals")
-        if self.equals is not None and (self.min is not None or self.max is not None):
-            raise ValueError(f"the filter of {self.column} has equals and also min or max: leave out one of them")
+        upper = [name for name in ("max", "below") if getattr(self, name) is not None]
+        if self.equals is None and self.min is None and not upper:
+            raise ValueError(f"the filter of {self.column} keeps everything: give it min, max, below or equals")
+        if self.equals is not None and (self.min is not None or upper):
+            raise ValueError(f"the filter of {self.column} has equals and also min, max or below: leave out one of them")
+        if len(upper) == 2:
+            raise ValueError(f"the filter of {self.column} has max and also below: leave out one of them")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"the filter of {self.column} keeps nothing: min {self.min} is over max {self.max}")
+        if self.min is not None and self.below is not None and self.min >= self.below:
+            raise ValueError(f"the filter of {self.column} keeps nothing: min {self.min} is not below {self.below}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_below(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`below` came later than the others: a filter without it keeps the key that it had."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name != "below" or value is not None}
 
 
 def apply(filters: list[Filter], table: pa.Table, *, name: str) -> tuple[np.ndarray, list[str | None]]:
     """Decides on each row of `table`; `name` says in errors what the table is.
 
     Returns `keep`, bool[rows], and `reason`, a string for each dropped row (None where kept) that names the first filter which the row
-    fails: `edu is null`, `quality < 0.033`, `top_word_share > 0.3`, `language != en`, `round(edu) < 3`; of a filter
-    that equals `passed` it names the rule that was broken, `gopher_quality: gopher_short_doc`. NaN counts as null.
+    fails: `edu is null`, `quality < 0.033`, `top_word_share > 0.3`, `overlap >= 0.1`, `language != en`, `round(edu) < 3`; of a
+    filter that equals `passed` it names the rule that was broken, `gopher_quality: gopher_short_doc`. NaN counts as null.
 
     Raises:
         UserError: there is no such column, or its type cannot be compared with the filter's value.
@@ -64,7 +76,13 @@ def _values(rule: Filter, table: pa.Table, name: str) -> pa.ChunkedArray:
     values = table[rule.column]
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    for key, value in (("min", rule.min), ("max", rule.max), ("rounded", rule.rounded or None), ("equals", rule.equals)):
+    for key, value in (
+        ("min", rule.min),
+        ("max", rule.max),
+        ("below", rule.below),
+        ("rounded", rule.rounded or None),
+        ("equals", rule.equals),
+    ):
         if value is not None and not _comparable(values.type, key, value):
             raise UserError(f"a filter of {name} cannot compare the column {rule.column}, of type {values.type}, by {key}: {_text(value)}")
     return values
@@ -87,7 +105,12 @@ def _failures(rule: Filter, values: pa.ChunkedArray) -> list[tuple[str, np.ndarr
         broken = sorted(name for name in pc.unique(values).to_pylist() if name not in (None, PASSED))
         ways += [(f"{rule.column}: {name}", pc.fill_null(pc.equal(values, name), False)) for name in broken]
         return [(reason, rows.to_numpy()) for reason, rows in ways]
-    for sign, test, bound in (("<", pc.less, rule.min), (">", pc.greater, rule.max), ("!=", pc.not_equal, rule.equals)):
+    for sign, test, bound in (
+        ("<", pc.less, rule.min),
+        (">", pc.greater, rule.max),
+        (">=", pc.greater_equal, rule.below),
+        ("!=", pc.not_equal, rule.equals),
+    ):
         if bound is not None:
             ways.append((_reason(shown, sign, bound), pc.and_(pc.fill_null(test(values, bound), False), pc.invert(null))))
     return [(reason, rows.to_numpy()) for reason, rows in ways]

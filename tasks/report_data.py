@@ -174,6 +174,45 @@ class Mix:
 
 
 @dataclass
+class FoundInstance:
+    """An evaluation instance, what share of its n-grams a place holds, and the document that holds most of it with the share that it holds."""
+
+    instance: str
+    text: str  # its beginning
+    share: float
+    source: str
+    document: str
+    share_in_document: float
+
+
+@dataclass
+class EvaluationInside:
+    """How much of one evaluation a place holds, as `tasks.contamination` counts it; `copies` are the documents times their repeats."""
+
+    instances: int
+    inside: int
+    touched: int
+    documents: int
+    copies: int
+    examples: list[FoundInstance] = field(default_factory=list)
+    inside_when_selected: int | None = None  # of a source, once its filters have dropped documents
+    touched_when_selected: int | None = None
+
+
+@dataclass
+class Place:
+    """A source or a mix in which evaluations were looked for."""
+
+    name: str
+    kind: Literal["source", "mix"]
+    ngram: int
+    documents: int
+    evaluations: dict[str, EvaluationInside] = field(default_factory=dict)
+    not_scored: int = 0  # documents that the scorer's `where` left out
+    not_looked_at: list[str] = field(default_factory=list)  # sources of a mix that no such scorer reads
+
+
+@dataclass
 class TrainingRun:
     """One training run's curves, equally long; None where a value was not finite. `tokens` starts at 0 where the run did."""
 
@@ -280,6 +319,7 @@ class ReportData:
     scores: list[SourceScores] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
     mixes: list[Mix] = field(default_factory=list)
+    contamination: list[Place] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)
     micro_anneals: list[MicroAnneal] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from tasks.look import TEXT_CHARACTERS
 from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
+from tasks.report_contamination import evaluations_table
 from tasks.report_data import (
     Checkpoint,
     Example,
@@ -39,6 +40,7 @@ _SECTIONS = (
     ("scores", "Scores and cuts"),
     ("files", "Files"),
     ("mixes", "Mixes"),
+    ("contamination", "Contamination"),
     ("training", "Training"),
     ("micro-anneals", "Micro-anneals"),
     ("soup", "Ingredients and soup"),
@@ -66,6 +68,7 @@ def render(data: ReportData) -> str:
         scores=_scores(data.scores),
         files=_files(data.files),
         mixes=[_mix(mix, _source_colours(data.mixes)) for mix in data.mixes],
+        found=evaluations_table(data.contamination),
         training=_training(data.runs),
         micro=_micro_anneals(data.micro_anneals),
         soup=_soup(data.checkpoints),

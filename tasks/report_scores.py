@@ -150,7 +150,11 @@ def _cuts(rules: dict[str, list[Filter]], table: pa.Table) -> list[_Cut]:
             if rule.column not in table.column_names or not _is_number(table.schema.field(rule.column).type):
                 continue
             values = table.column(rule.column).cast(pa.float64()).fill_null(np.nan).to_numpy()
-            for sign, bound, limits in (("≥", rule.min, {"min": rule.min}), ("≤", rule.max, {"max": rule.max})):
+            for sign, bound, limits in (
+                ("≥", rule.min, {"min": rule.min}),
+                ("≤", rule.max, {"max": rule.max}),
+                ("<", rule.below, {"below": rule.below}),
+            ):
                 if bound is None:
                     continue
                 single = Filter(column=rule.column, rounded=rule.rounded, null="drop", **limits)
@@ -158,7 +162,7 @@ def _cuts(rules: dict[str, list[Filter]], table: pa.Table) -> list[_Cut]:
                 label = f"{shown} {sign} {bound:g}"
                 if label not in found:
                     between = 0.5 if rule.rounded or pa.types.is_integer(table.schema.field(rule.column).type) else 0.0
-                    at = float(bound) - between if sign == "≥" else float(bound) + between
+                    at = float(bound) + between if sign == "≤" else float(bound) - between
                     passes, _ = filters.apply([single], table, name=rule.column)
                     found[label] = _Cut(single, rule.column, label, at, passes=passes, has_value=~np.isnan(values))
                 found[label].by.append(asker)

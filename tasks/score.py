@@ -15,6 +15,7 @@ from tasks import filters
 from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns, texts
 from tasks.scorers import AnyScorerConfig, ScorerConfig, libraries, make_scorer
+from tasks.scorers.contamination import Contamination
 from tasks.shards import Input, Shard, ShardRef, ShardTask, Step, library_version
 from tasks.sources.base import RawFile
 from tasks.store import Books, Store
@@ -62,7 +63,7 @@ def join_family(store: Store, task: ShardTask) -> None:
 def run(shard: Shard) -> Books:
     """documents, model, cheaper scores -> scores.parquet with the scorer's columns; null where it was not asked to look."""
     documents: Path = shard.one("documents")[DOCUMENTS]
-    scorer = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), _model(shard))
+    scorer = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), local_model(shard))
     wanted = _wanted(shard, documents)
     known = _known(shard, scorer.columns, len(wanted))
     books = Books(read=len(wanted), kept=len(wanted))
@@ -73,13 +74,15 @@ def run(shard: Shard) -> Books:
             part = slice(first, first + len(batch))
             columns, scored = _score(scorer, batch, wanted[part], {name: values[part] for name, values in known.items()})
             books.count("scored", scored)
+            if isinstance(scorer, Contamination):
+                books.count("hit", scorer.hits(columns))
             writer.write_table(pa.table(columns, schema=schema))
     shutil.rmtree(shard.folder / "model", ignore_errors=True)  # a copy is no part of the scores
     books.count("taken_over", int(wanted.sum()) - books.counts.get("scored", 0))
     return books
 
 
-def _model(shard: Shard) -> Path | None:
+def local_model(shard: Shard) -> Path | None:
     """Where the scorer's model lies on this machine, trained or given (copied here from a remote place); None for a name on the hub."""
     given = shard.inputs["model"]
     if not given:
@@ -119,7 +122,8 @@ def _known(shard: Shard, columns: dict[str, pa.DataType], rows: int) -> dict[str
     for files in shard.hints.get("earlier", []):
         table = pq.read_table(files[FILE])
         for name, values in known.items():
-            found = np.array(table.column(name).to_pylist(), object)
+            found = np.empty(rows, object)
+            found[:] = table.column(name).to_pylist()  # as one dimension, also where the values are lists of one length
             values[:] = np.where(values == None, found, values)  # noqa: E711 (elementwise)
     return known
 

@@ -1,8 +1,12 @@
-"""Train a scorer: a fastText classifier or a FineWeb-Edu-like regressor, from labelled texts. Needs all examples at once: one task."""
+"""Train a scorer: a fastText classifier or a FineWeb-Edu-like regressor from labelled texts, or an index of evaluations for contamination.
+
+Needs all examples at once: one task.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -10,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from tasks.errors import UserError
 from tasks.examples import Examples, load
 from tasks.shards import Shard, ShardTask, Step
-from tasks.sources.base import RawFile
+from tasks.sources import READERS, SourceConfig
+from tasks.sources.base import Bad, Dropped, RawFile
 from tasks.store import Books
 
 STEP = Step("train-scorer", 1, "tasks.train_scorer", ("fasttext-numpy2-wheel", "torch", "transformers", "tokenizers"))
@@ -42,17 +47,67 @@ class RegressorTraining(BaseModel):
     max_tokens: int = Field(default=256, ge=8, description="Texts are cut to this many tokens.")
 
 
-ScorerTraining = Annotated[FastTextTraining | RegressorTraining, Field(discriminator="type")]
+class EvaluationIndexing(BaseModel):
+    """Indexes the word n-grams of every instance of evaluations, read as sources are: training, validation and test instances."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["contamination"] = "contamination"
+    ngram: int = Field(
+        default=13, ge=1, description="Words of an n-gram. The report gives none; 13 is GPT-3's (Brown et al., 2020, appendix C)."
+    )
+    evaluations: dict[str, list[SourceConfig]] = Field(description="Evaluations by name, each with its files.", min_length=1)
 
 
-def task(name: str, config: FastTextTraining | RegressorTraining, raw: list[list[RawFile]]) -> ShardTask:
-    """raw: the files of each set of examples."""
-    settings = config.model_dump(mode="json", exclude={"examples": {"__all__": {"paths"}}})
-    return ShardTask(name, settings, {f"examples:{i}": list(files) for i, files in enumerate(raw)})
+AnyTraining = FastTextTraining | RegressorTraining | EvaluationIndexing
+ScorerTraining = Annotated[AnyTraining, Field(discriminator="type")]
+
+
+def read_by(config: AnyTraining) -> dict[str, SourceConfig]:
+    """What the training reads, by its key in `config`, with colons for dots."""
+    if isinstance(config, EvaluationIndexing):
+        return {f"evaluations:{name}:{i}": files for name, each in config.evaluations.items() for i, files in enumerate(each)}
+    return {f"examples:{i}": examples for i, examples in enumerate(config.examples)}
+
+
+def task(name: str, config: AnyTraining, raw: dict[str, list[RawFile]]) -> ShardTask:
+    """raw: the files of each set that it reads, as `read_by` names them."""
+    paths: Any = {"examples": {"__all__": {"paths"}}, "evaluations": {"__all__": {"__all__": {"paths"}}}}
+    return ShardTask(name, config.model_dump(mode="json", exclude=paths), {role: list(files) for role, files in raw.items()})
 
 
 def run(shard: Shard) -> Books:
-    """Labelled raw files -> model.bin (fastText) or a Hugging Face folder under model/."""
+    """Raw files -> model.bin (fastText), or a Hugging Face folder or an index under model/."""
+    return _index(shard) if shard.config["type"] == "contamination" else _train(shard)
+
+
+def _index(shard: Shard) -> Books:
+    from tasks.scorers.contamination import build_index
+
+    books = Books("instances")
+    evaluations = {
+        name: _instances(shard, name, [SourceConfig.model_validate({**files, "paths": ["-"]}) for files in each], books)
+        for name, each in shard.config["evaluations"].items()
+    }
+    build_index(evaluations, shard.config["ngram"], books).save(shard.folder / "model")
+    return books
+
+
+def _instances(shard: Shard, name: str, each: list[SourceConfig], books: Books) -> Iterator[tuple[str, str]]:
+    """(id, text) of an evaluation. What cannot be read stops the step: nobody would look for the instances that are missing."""
+    for number, config in enumerate(each):
+        for raw in shard.inputs[f"evaluations:{name}:{number}"]:
+            for item in READERS[config.format](raw, config):
+                if isinstance(item, Bad):
+                    where = f"{raw.url.removeprefix('file://')}, {item.position}"
+                    raise UserError(f"{where}: {item.cause} (an instance of the evaluation {name}; mend the file, or its `fields`)")
+                if isinstance(item, Dropped):
+                    books.read += item.units
+                    books.drop(item.reason, item.units)
+                else:
+                    yield item.id, item.text
+
+
+def _train(shard: Shard) -> Books:
     sets = [Examples.model_validate({**examples, "paths": ["-"]}) for examples in shard.config["examples"]]
     config: Any = TypeAdapter(ScorerTraining).validate_python({**shard.config, "examples": sets})
     books = Books("examples")

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tasks.errors import UserError
+from tasks.scorers.contamination import Contamination, ContaminationConfig
 from tasks.scorers.edu_classifier import EduClassifier, EduClassifierConfig
 from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig
 from tasks.scorers.language import Language, LanguageConfig
@@ -21,7 +22,9 @@ from tasks.scorers.length import Length, LengthConfig
 from tasks.scorers.web_rules import WebRules, WebRulesConfig
 from tasks.scorers.word_frequency import WordFrequency, WordFrequencyConfig
 
-AnyScorerConfig = FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig | LanguageConfig | WebRulesConfig
+AnyScorerConfig = (
+    FastTextQualityConfig | EduClassifierConfig | WordFrequencyConfig | LengthConfig | LanguageConfig | WebRulesConfig | ContaminationConfig
+)
 ScorerConfig = Annotated[AnyScorerConfig, Field(discriminator="type")]  # as a recipe's field
 
 
@@ -33,6 +36,8 @@ def column_names(config: AnyScorerConfig) -> set[str]:
         return {"language", "language_score"}
     if isinstance(config, WebRulesConfig):
         return set(config.sets)
+    if isinstance(config, ContaminationConfig):
+        return set(config.columns())
     return set(Length().columns) if isinstance(config, LengthConfig) else {config.column}
 
 
@@ -72,4 +77,6 @@ def make_scorer(config: AnyScorerConfig, model_path: Path | None) -> Scorer:
         raise UserError(f"the {config.type} scorer of column {config.column} has no model: set its key model, or let the recipe train one")
     if isinstance(config, FastTextQualityConfig):
         return FastTextQuality(config, Path(model))
+    if isinstance(config, ContaminationConfig):
+        return Contamination(config, Path(model))
     return EduClassifier(config, model)

@@ -28,6 +28,9 @@ def decide(*filters: Filter, table: pa.Table = TABLE) -> list[str | None]:
         ({"column": "stars", "min": 2, "max": 5}, ["stars < 2", None, "stars is null", None, None, "stars > 5"]),
         ({"column": "stars", "max": 4.0}, [None, None, "stars is null", None, "stars > 4", "stars > 4"]),
         ({"column": "stars", "min": 2, "null": "keep"}, ["stars < 2", None, None, None, None, None]),
+        ({"column": "stars", "below": 4}, [None, None, "stars is null", "stars >= 4", "stars >= 4", "stars >= 4"]),
+        ({"column": "edu", "min": 0, "below": 2.5, "null": "keep"}, [None, None, None, "edu >= 2.5", "edu >= 2.5", "edu < 0"]),
+        ({"column": "edu", "below": 3, "rounded": True}, [None, "edu is null", "edu is null", None, "round(edu) >= 3", None]),
         ({"column": "edu", "min": 0.033}, [None, "edu is null", "edu is null", None, None, "edu < 0.033"]),
         ({"column": "edu", "min": 0.033, "null": "keep"}, [None, None, None, None, None, "edu < 0.033"]),
         ({"column": "language", "equals": "en"}, [None, "language != en", "language is null", None, None, None]),
@@ -87,6 +90,7 @@ def test_an_unknown_column_names_the_known_ones() -> None:
         {"column": "stars", "equals": "4"},
         {"column": "stars", "equals": True},
         {"column": "ok", "min": 1},
+        {"column": "language", "below": 2},
         {"column": "language", "equals": "en", "rounded": True},
     ],
 )
@@ -97,7 +101,16 @@ def test_a_column_of_another_type_is_an_error_not_a_dropped_corpus(rule: dict) -
 
 @pytest.mark.parametrize(
     "rule",
-    [{}, {"min": 1, "equals": 1}, {"min": 2, "max": 1}, {"minimum": 1}, {"min": 1, "null": "ignore"}],
+    [
+        {},
+        {"min": 1, "equals": 1},
+        {"min": 2, "max": 1},
+        {"below": 1, "equals": 0},
+        {"below": 2, "max": 1},
+        {"min": 2, "below": 2},
+        {"minimum": 1},
+        {"min": 1, "null": "ignore"},
+    ],
 )
 def test_a_filter_that_says_nothing_or_contradicts_itself_is_refused(rule: dict) -> None:
     with pytest.raises(ValidationError):
@@ -108,6 +121,12 @@ def test_a_filter_survives_json() -> None:
     for rule in (Filter(column="a", equals=True), Filter(column="a", equals=1), Filter(column="a", min=0.5, rounded=True)):
         again = Filter.model_validate(rule.model_dump(mode="json"))
         assert again == rule and type(again.equals) is type(rule.equals)
+
+
+def test_a_filter_without_below_is_written_as_before_below_came_so_that_keys_stay() -> None:
+    assert set(Filter(column="a", max=1).model_dump(mode="json")) == {"column", "min", "max", "equals", "rounded", "null"}
+    again = Filter.model_validate(Filter(column="a", below=1).model_dump(mode="json"))
+    assert again.below == 1
 
 
 def test_many_rows_agree_with_a_loop() -> None:

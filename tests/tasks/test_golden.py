@@ -35,6 +35,10 @@ GOLDEN = {
     ("duplicates", "rows"): (1, "61c2764d9bf8a29a"),
     ("score", "code: words"): (1, "cbb4b5c10ebbc962"),
     ("score", "code: lengths"): (1, "a6f457cb7c479493"),
+    ("train-scorer", "evaluations"): (1, "d42c558293e1bfdd"),
+    ("score", "rows: evaluations"): (1, "d24d06631e856e54"),
+    ("contamination", "rows: evaluations"): (1, "17dc7d0804f0f339"),
+    ("contamination", "mix scattered: evaluations"): (1, "11597ed2984078ea"),
     ("tokenizer", "bpe"): (1, "cf08207a575c39f3"),
     ("tokenize", "rows"): (1, "3ac8ffd57e672500"),
     ("select", "code"): (1, "27daa80d8d819868"),
@@ -81,6 +85,8 @@ def write_raw(folder: Path) -> None:
     (folder / "ai.stackexchange.com" / "Posts.xml").write_text(POSTS)
     (folder / "rows" / "0.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(60)))
     (folder / "rows" / "1.jsonl").write_text("".join(json.dumps(row(i)) + "\n" for i in range(60, 90)))
+    instances = [row(3)["text"], "short: ROW 5: word5 word10!", f"nothing of {row(7)['text'][:120]}", "Ünïcode ﬁve １２ x² of rows"]
+    (folder / "evaluation.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in instances))
     book = "front\n*** START OF THE PROJECT GUTENBERG EBOOK X ***\nIt was.\r\n*** END OF THE PROJECT GUTENBERG EBOOK X ***\nlicence"
     (folder / "books" / "0.txt").write_text(book)
 
@@ -97,15 +103,26 @@ def recipe(folder: Path) -> Recipe:
             "filters": [{"column": "stars", "min": 1, "null": "keep"}, {"column": "top_word_share", "max": 0.8}],
         },
         "answers": {"format": "stackexchange", "paths": [f"{folder}/ai.stackexchange.com"]},
-        "rows": {"format": "jsonl", "paths": [f"{folder}/rows"], "deduplicate": {"minhash": {"ngram": 2}}},
+        "rows": {
+            "format": "jsonl",
+            "paths": [f"{folder}/rows"],
+            "deduplicate": {"minhash": {"ngram": 2}},
+            "scores": {"evaluations": {}},
+        },
         "books": {"format": "text", "paths": [f"{folder}/books"]},
+    }
+    evaluation = {"format": "jsonl", "paths": [f"{folder}/evaluation.jsonl"]}
+    scorers = {"words": {"scorer": {"type": "word_frequency"}}, "lengths": {"scorer": {"type": "length"}}}
+    scorers["evaluations"] = {
+        "scorer": {"type": "contamination"},
+        "train": {"type": "contamination", "ngram": 8, "evaluations": {"some": [evaluation]}},
     }
     return Recipe.model_validate(
         {
             "name": "golden",
             "store": str(folder / "store"),
             "sources": sources,
-            "scorers": {"words": {"scorer": {"type": "word_frequency"}}, "lengths": {"scorer": {"type": "length"}}},
+            "scorers": scorers,
             "tokenizer": {"kind": "bpe", "vocab_size": 400, "train_on": [{"format": "jsonl", "paths": [f"{folder}/rows/0.jsonl"]}]},
             "sequence_length": 32,
             "held_out": {"share": 0.1, "tokens_per_source": 200},
@@ -145,7 +162,7 @@ def rows_of(path: Path):
         return gzip.decompress(path.read_bytes()).decode()
     if path.name == "mix.json":  # the files in it are named by their shards' keys, which hash the versions of the steps before
         return {name: value for name, value in json.loads(path.read_text()).items() if name != "files"}
-    if path.name == "extents.npy":
+    if path.name in ("extents.npy", "hashes.npy", "offsets.npy", "postings.npy"):  # token files have no header
         return np.load(path).tolist()
     return path.read_bytes().hex()
 

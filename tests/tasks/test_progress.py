@@ -83,7 +83,7 @@ def test_a_running_step_tells_sums_that_grow_to_the_whole(slow):
     seen = slow.run({"a": 3, "b": 2, "c": 4})
     for before, after in pairwise(seen):
         assert all(getattr(before, name) <= getattr(after, name) for name in ("done", "documents", "bytes", "share", "seconds"))
-    assert {progress.documents for progress in seen} >= {1, 9} and len({progress.share for progress in seen}) > 3
+    assert len({progress.share for progress in seen}) > 3  # two workers' documents may be seen together
     last = seen[-1]
     assert (last.step, last.name, last.unit) == ("slow", "web", "shards")
     assert (last.done, last.total, last.documents, last.bytes, last.share) == (3, 3, 9, 900, 1.0)

@@ -16,13 +16,16 @@ from tasks.report_data import (
     Categories,
     Checkpoint,
     Cut,
+    EvaluationInside,
     Example,
     FileEntry,
+    FoundInstance,
     Histogram,
     Loss,
     MicroAnneal,
     Mix,
     MixRow,
+    Place,
     ReportData,
     Score,
     SourceFlow,
@@ -82,6 +85,7 @@ def full_data() -> ReportData:
         {"step": n, "tokens": 64 * n, "loss": 5 - n / 50, "grad_norm": 1.0, "learning_rate": 1e-3, "masked_instances": n % 2}
         for n in range(1, 101)
     ]
+    ducks = FoundInstance("1", "Janet’s ducks lay 16 eggs per day.", 0.987, "programs", "p1", 0.9)
     return ReportData(
         run="first run",
         recipe_name="demo.yaml",
@@ -106,6 +110,12 @@ def full_data() -> ReportData:
         files=[FileEntry("web/a.jsonl.zst", 1500, "read", "web", "dclm", 100, 1, "line 7: bad byte"),
                FileEntry("notes.txt", 10, "unmentioned"), FileEntry("web/old.zst", 10, "left out", why="excluded")],
         mixes=[Mix("anneal mix", [MixRow("web", 752_000_000, 24_290_000, 100), MixRow("posts", 1_000_000, 4_000_000, 40, 4)], ["a"])],
+        contamination=[
+            Place("programs", "source", 13, 1259, {"gsm8k": EvaluationInside(1319, 660, 661, 659, 659, [ducks], 4, 5),
+                                                   "arc": EvaluationInside(869, 0, 0, 0, 0)}),
+            Place("books", "source", 13, 5, {"gsm8k": EvaluationInside(1319, 0, 0, 0, 0), "arc": EvaluationInside(869, 0, 0, 0, 0)}),
+            Place("mix anneal", "mix", 13, 900, {"gsm8k": EvaluationInside(1319, 1, 2, 3, 6, [ducks])}, 7, ["maths"]),
+        ],
         runs=[TrainingRun.from_metrics("pretrain", "pretrain", steps, "pre"),
               TrainingRun.from_metrics("a", "anneal", steps, "anneal mix", 6400),
               TrainingRun.from_metrics("small", "micro-anneal", steps)],
@@ -123,7 +133,7 @@ def full_data() -> ReportData:
 def test_every_section_is_there_and_every_element_is_closed():
     page = Page(render(full_data()))
     assert page.open == []
-    names = ["documents", "scores", "files", "mixes", "training", "micro-anneals", "soup", "lineage", "recipe"]
+    names = ["documents", "scores", "files", "mixes", "contamination", "training", "micro-anneals", "soup", "lineage", "recipe"]
     assert [attrs["id"] for tag, attrs in page.elements if tag == "section"] == names
     assert "nothing" not in page.text.lower()
     expected = {
@@ -146,6 +156,18 @@ def test_every_section_is_there_and_every_element_is_closed():
         ],
         "files": ["web/a.jsonl.zst", "1.5 kB", "line 7: bad byte", "notes.txt", "1 that nobody mentions", "excluded"],
         "mixes": ["anneal mix", "752M", "3.23", "400", "85.86", "4×", "28.3M"],
+        "contamination": [
+            "gsm8k",
+            "660 → 4",
+            "661 touched",
+            "mix anneal",
+            "arc",
+            "Janet’s ducks",
+            "98.7 %",
+            "maths was not looked at",
+            "7 documents",
+            "books",
+        ],
         "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
         "micro-anneals": ["2x maths", "49.3 %", "798M", "1.900", "−0.100", "+0.100", "copies", "n/a"],
         "soup": ["unigram", "a1", "a2", "mean", "1.700 ★", "−15.0 %"],
@@ -158,7 +180,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 9
+    assert sum(tag == "section" for tag, _ in page.elements) == 10
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
