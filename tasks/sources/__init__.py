@@ -48,7 +48,7 @@ _PATTERNS: dict[Format, tuple[str, ...]] = {
     "json": _JSON,
     "starcoder": ("*.parquet",),
     "parquet": ("*.parquet",),
-    "text": ("*.txt", "*.txt.*"),
+    "text": ("*.txt", "*.txt.*", "*.tex", "*.tex.*", "*.tar", "*.tar.*", "*.tgz"),
     "stackexchange": ("Posts.xml", "Posts.xml.*", "*.7z"),
     "warc": ("*.warc", "*.warc.*", "*.wet", "*.wet.*"),
 }

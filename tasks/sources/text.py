@@ -1,10 +1,12 @@
-"""Plain text, one document a file. Project Gutenberg's header and licence are taken off where its markers stand."""
+"""Plain text, one document a file; a tar archive holds many files. Project Gutenberg's header and licence are taken off where its markers stand."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from tasks.sources import tar
 from tasks.sources.base import Bad, Dropped, Item, RawFile, Record, positional_id
 from tasks.sources.config import SourceConfig
 from tasks.sources.stream import StreamFault, blocks
@@ -14,25 +16,41 @@ _END = re.compile(r"(?:\n *End of (?:the |this )?Project Gutenberg[^\n]*\n\s*)?\
 
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
-    """One item: the file. A document that is cut off is no document, so a damaged stream is one Bad."""
+    """One item: the file; or one for each file in a tar archive, in which a folder is no record."""
+    if not tar.is_tar(file):
+        yield _whole(file)
+        return
+    number = 0
+    for member in tar.members(file):
+        if not isinstance(member, tuple):
+            yield member
+            continue
+        number += 1
+        name, content = member
+        yield _item(content, f"member {name}", positional_id(file, number), {"file": name})
+
+
+def _whole(file: RawFile) -> Item:
+    """A document that is cut off is no document, so a damaged stream is one Bad."""
     parts: list[bytes] = []
     try:
         parts.extend(blocks(file))
     except StreamFault as fault:
         fault.rest = b"".join(parts)
-        yield fault.bad()
-        return
-    raw = b"".join(parts)
+        return fault.bad()
+    return _item(b"".join(parts), "file", positional_id(file, 1), {})
+
+
+def _item(raw: bytes, position: str, identifier: str, metadata: dict[str, Any]) -> Item:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield Bad(f"byte {error.start}", "bad UTF-8", raw)
-        return
+        at = f"byte {error.start}"
+        return Bad(at if position == "file" else f"{position}, {at}", "bad UTF-8", raw)
     text = without_gutenberg(text.replace("\r\n", "\n").replace("\r", "\n"))
     if not text.strip():
-        yield Dropped("empty text")
-        return
-    yield Record(position="file", id=positional_id(file, 1), text=text)
+        return Dropped("empty text")
+    return Record(position=position, id=identifier, text=text, metadata=metadata)
 
 
 def without_gutenberg(text: str) -> str:
