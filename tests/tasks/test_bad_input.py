@@ -58,7 +58,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.engine._run_all", lambda commands, threads: [_worker(command) for command in commands])
+    monkeypatch.setattr("tasks.engine._run_all", lambda commands, *_: [_worker(command) for command in commands])
     return Lab(tmp_path)
 
 

@@ -380,7 +380,7 @@ def undisturbed(tmp_path_factory):
     return lab
 
 
-def call_workers(commands, threads):
+def call_workers(commands, *_):
     """Workers as calls: the real engine and the real worker, without a second's start for each process."""
     return [shard.main(command[-2], int(command[-1])) for command in commands]
 
