@@ -63,7 +63,9 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), 1)
     except OSError as error:  # a disk, a permission, a network: no bug of ours
-        _fail(str(error), 1)
+        from tasks.storage import ROOM, is_full
+
+        _fail(f"{error}: {ROOM}" if is_full(error) else str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         _stop()
     except Exception as error:

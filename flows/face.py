@@ -6,6 +6,7 @@ Prefect caches and keeps nothing: the store knows what is done, and two memories
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 import subprocess
@@ -22,6 +23,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
@@ -56,7 +58,6 @@ def run_stage(
     watch = Watching()
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
     pipeline = Pipeline(recipe, runner, _as_task, _tell, watch)
-    _leash_server()
     try:
         pipeline.corpus()
         stage(pipeline)
@@ -67,22 +68,26 @@ def run_stage(
     return summary
 
 
-def _leash_server() -> None:
-    """Let Prefect's embedded server not outlive this process: Prefect stops it at exit, but not where the process is killed.
+class _Leashed:
+    """The module `subprocess`, as Prefect's embedded server sees it: what it starts ends with this process, however this process ends.
 
-    A shell waits for the end of a pipe that only this process holds open, however it ends, and then ends the server.
+    Prefect stops its server at exit, but not where the process is killed; and a leash put on later would miss the seconds of its start.
     """
-    module = sys.modules.get("prefect.server.api.server")
-    servers = module.SubprocessASGIServer._instances.values() if module else []
-    for server in servers:
-        if server.server_process is not None and server.server_process.pid not in _leashed:
-            pid = server.server_process.pid
-            _leashed[pid] = subprocess.Popen(
-                ["/bin/sh", "-c", f"cat > /dev/null; kill {pid} 2> /dev/null"], stdin=subprocess.PIPE, start_new_session=True
-            )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    @staticmethod
+    def Popen(args: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "tasks.processes", *args], stdin=subprocess.PIPE, **options)
 
 
-_leashed: dict[int, subprocess.Popen[bytes]] = {}
+def _leash_server() -> None:
+    if PREFECT_API_URL.value() is None:  # else there is a server elsewhere
+        importlib.import_module("prefect.server.api.server").subprocess = _Leashed()  # type: ignore[attr-defined]
+
+
+_leash_server()
 
 
 def _as_task(name: str, function: Callable[[], Any]) -> Any:
@@ -161,6 +166,8 @@ def line_of(artifact: Artifact) -> str:
     masked = sum(number for name, number in books.counts.items() if name.startswith("masked_"))
     if masked:
         flow += f", {masked:,} addresses and numbers masked"
+    if books.counts.get("duplicate_ids"):
+        flow += f", {books.counts['duplicate_ids']:,} with an id that another document of the source has"
     if books.quarantined:
         flow += f", {books.quarantined:,} quarantined"
     return f"{artifact.step:<12} {artifact.name:<28} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")

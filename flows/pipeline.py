@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from flows.recipe import MICRO, Recipe
 from tasks import (
     clusters,
@@ -42,6 +40,7 @@ from tasks.scorers import AnyScorerConfig, ContaminationConfig, column_names
 from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
 from tasks.sources import SourceConfig
 from tasks.sources.base import RawFile
+from tasks.storage import Storage
 from tasks.store import Store
 
 Call = Callable[[str, Callable[[], Any]], Any]
@@ -156,10 +155,10 @@ class Pipeline:
         model = getattr(scorer, "model", None)
         if model is None:
             return []
-        fs, path = fsspec.core.url_to_fs(model)
-        if scorer.type == "edu" and not fs.exists(path):
+        there = Storage(model).there() is not None
+        if scorer.type == "edu" and not there:
             return []  # a name on the hub: the name and its revision stand for the content
-        if not fs.exists(path):
+        if not there:
             raise UserError(f"scorers.{name}: there is no model {model}; give the path of one, or `train` it")
         return raw_files.find(self.store, f"scorers.{name}", [model])[0]
 

@@ -15,6 +15,7 @@ from tasks.errors import RecipeError
 from tasks.mix_plan import CompositionRow
 from tasks.raw_files import Unreachable
 from tasks.shards import Artifact, ShardRef, input_files
+from tasks.storage import asking_once
 
 PEAK_FLOPS = 989.5e12  # dense bf16 of an H100 or H200
 UTILISATION = 0.4  # of the peak; what well-tuned trainers of this size reach is 0.4 to 0.5
@@ -63,7 +64,7 @@ def _unlisted(pipeline: Pipeline) -> dict[str, str]:
         return None
 
     sources = list(pipeline.recipe.sources)
-    with ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
+    with asking_once(), ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
         faults = dict(zip(sources, pool.map(fault, sources), strict=True))
     return {source: told for source, told in faults.items() if told is not None}
 

@@ -11,6 +11,7 @@ from typing import Any
 from flows.pipeline import Pipeline
 from tasks.errors import UserError
 from tasks.shards import software
+from tasks.storage import public
 from tasks.store import Store
 
 
@@ -43,12 +44,12 @@ class RunSummary:
                 "keys": artifact.keys,
                 "made": artifact.made,
                 "inputs": artifact.inputs,
-                "raw_files": [{"url": raw.url, "size": raw.size} for raw in artifact.raw_files],
+                "raw_files": [{"url": public(raw.url), "size": raw.size} for raw in artifact.raw_files],
             }
             for artifact in runner.artifacts.values()
         }
         summary = RunSummary(pipeline.recipe.model_dump(mode="json"), flow, started, round(seconds, 2), artifacts)
-        summary.same_content = {source: [raw.url for raw in copies] for source, copies in pipeline.copies.items() if copies}
+        summary.same_content = {source: [public(raw.url) for raw in copies] for source, copies in pipeline.copies.items() if copies}
         made = runner.made_books
         summary.counters = {
             "documents_ingested": made["ingest"].counts.get("documents", 0) if "ingest" in made else 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +39,12 @@ def document_key(source: str, identifier: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{source}\0{identifier}".encode(), digest_size=8).digest(), "little")
 
 
+def duplicates(keys: np.ndarray) -> int:
+    """How many of the keys (uint64) stand earlier among them. Two ids share a key by chance in one of 2^64 pairs."""
+    ordered = np.sort(keys)
+    return int((ordered[1:] == ordered[:-1]).sum())
+
+
 class DocumentWriter:
     """Writes documents in row groups of bounded size.
 
@@ -55,24 +62,19 @@ class DocumentWriter:
         self.typed = list(columns)
         self.writer = pq.ParquetWriter(path, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
+        self.keys = array("Q")
         self.bytes = 0
 
     def write(
         self, identifier: str, text: str, added: str | None, created: str | None, metadata: dict[str, Any], columns: dict[str, Any]
     ) -> int:
         """Add a document; returns the bytes of its text."""
-        size = len(text.encode())
-        row = {
-            "id": identifier,
-            "key": document_key(self.source, identifier),
-            "text": text,
-            "source": self.source,
-            "added": added,
-            "created": created,
-        }
-        row["metadata"] = json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+        size, key = len(text.encode()), document_key(self.source, identifier)
+        notes = json.dumps(metadata, ensure_ascii=False, default=str) if metadata else None
+        row = {"id": identifier, "key": key, "text": text, "source": self.source, "added": added, "created": created, "metadata": notes}
         self.rows.append(row | {name: columns.get(name) for name in self.typed})
-        self.bytes += size
+        self.keys.append(key)
+        self.bytes += size + (len(notes) if notes and len(notes) >= ROW_GROUP_BYTES else 0)
         if self.bytes >= ROW_GROUP_BYTES or len(self.rows) >= ROW_GROUP_ROWS:
             self.flush()
         return size
@@ -86,6 +88,11 @@ class DocumentWriter:
     def close(self) -> None:
         self.flush()
         self.writer.close()
+
+    @property
+    def duplicate_ids(self) -> int:
+        """Documents whose id an earlier one has."""
+        return duplicates(np.frombuffer(self.keys, np.uint64))
 
 
 def texts(path: Path, progress: Report = ignore) -> Iterator[tuple[int, list[str]]]:

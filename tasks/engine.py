@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from tasks import scratch
 from tasks.errors import UserError
 from tasks.processes import child_environment
 from tasks.progress import Watch, Watcher, ignore
@@ -36,7 +37,7 @@ class LocalEngine(Engine):
         for spec, rank in zip(plan["shards"], balanced(weights, workers), strict=True):
             spec["rank"] = rank
         threads = max(1, (os.cpu_count() or 1) // workers)
-        with tempfile.TemporaryDirectory(prefix="olmoflow-plan-") as folder:
+        with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
             path = Path(folder) / "plan.json"
             path.write_text(json.dumps(plan))
             watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, self.watch)

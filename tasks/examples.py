@@ -59,7 +59,7 @@ def _read(raw: RawFile, examples: Examples, books: Books) -> Iterator[tuple[str,
     reader = examples.reader()
     for item in READERS[reader.format](raw, reader):
         if isinstance(item, Bad):
-            raise UserError(f"{raw.url.removeprefix('file://')}, {item.position}: {item.cause} (an example to train on; mend the file)")
+            raise UserError(f"{raw.shown}, {item.position}: {item.cause} (an example to train on; mend the file)")
         if isinstance(item, Dropped):
             books.read += item.units
             books.drop(item.reason, item.units)
@@ -69,5 +69,5 @@ def _read(raw: RawFile, examples: Examples, books: Books) -> Iterator[tuple[str,
                 continue
             label = item.columns.get(examples.label_column)
             if label is None:
-                raise UserError(f"{raw.url.removeprefix('file://')}, {item.position}: no label in the column {examples.label_column}")
+                raise UserError(f"{raw.shown}, {item.position}: no label in the column {examples.label_column}")
             yield item.text, label

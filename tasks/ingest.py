@@ -46,7 +46,7 @@ def run(shard: Shard) -> Books:
         elif isinstance(item, Bad):
             books.quarantined += item.units
             books.count("unreadable_bytes", item.unreadable_bytes)
-            shard.quarantine(raw.url.removeprefix("file://"), item.position, item.cause, item.raw, item.units, item.unreadable_bytes)
+            shard.quarantine(raw.shown, item.position, item.cause, item.raw, item.units, item.unreadable_bytes)
         else:
             text, masked = masking.mask(item.text) if "mask_personal_data" in shard.config else (item.text, {})
             books.kept += item.units
@@ -56,6 +56,8 @@ def run(shard: Shard) -> Books:
             books.count("bytes", writer.write(item.id, text, item.added, item.created, item.metadata, item.columns))
             books.count("repaired_surrogates", int(item.repaired))
     writer.close()
+    if writer.duplicate_ids:  # kept: an id may come back where several dumps make up one source; told, for a file may stand there twice
+        books.count("duplicate_ids", writer.duplicate_ids)
     shard.progress(books.counts.get("documents", 0), 0, 1.0)
     return books
 
@@ -79,4 +81,4 @@ def _watched(raw: RawFile, shard: Shard, books: Books) -> RawFile:
         share = 0.0 if shard.config["reader"]["format"] == "stackexchange" else done / max(raw.size, 1)
         shard.progress(books.counts.get("documents", 0), done, share)
 
-    return WatchedFile(raw.url, raw.name, raw.size, raw.content_id, read)
+    return WatchedFile(raw.url, raw.name, raw.size, raw.content_id, raw.stamp, read=read)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import mix_plan
+from tasks.documents import duplicates
 from tasks.errors import UserError
 from tasks.mix_plan import MixSpec
 from tasks.pack import pack
@@ -131,6 +132,8 @@ def _load(shard: Shard, name: str, first_file: int, books: Books) -> SourceIndex
     fields = ("keys", "file", "row", "start", "length", "bytes")
     joined = SourceIndex(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
     books.read += len(joined.keys)
+    if found := duplicates(joined.keys):  # of all shards, where ingestion sees those of one
+        books.count("duplicate_ids", found)
     return joined
 
 

@@ -1,11 +1,17 @@
-"""Child processes that never outlive what they were started for."""
+"""Child processes that never outlive what they were started for.
+
+`python -m tasks.processes COMMAND ...` runs a command until it ends, or until standard input does: a pipe whose other end the parent holds
+open as long as it lives. (The kernel's own signal at a parent's death comes when the thread that started the child ends, which may be sooner.)
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -51,3 +57,23 @@ def child_environment(threads: int) -> dict[str, str]:
     limits["GOMP_SPINCOUNT"] = "10000"
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return {**os.environ, **limits, **quiet, "OLMOFLOW_PARENT": str(os.getpid())}
+
+
+def run_leashed(command: list[str]) -> int:
+    """Run a command to its end, or to that of standard input; its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets the terminal's own
+    here = os.getpid()
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with_parent(here))
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        child.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(run_leashed(sys.argv[1:]))

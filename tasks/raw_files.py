@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from tasks.errors import UserError
 from tasks.sources import SourceConfig, belongs
 from tasks.sources.base import RawFile
+from tasks.storage import Storage, open_file, shown, stamp
 from tasks.store import Store, fingerprint, sha256_of
 
 
@@ -36,20 +35,22 @@ def find(
     """
     found: dict[str, RawFile] = {}
     for path in paths:
+        storage = _storage(path)
         try:
-            urls = _expand(path, wanted)
-        except UserError:
-            raise
+            infos = _expand(storage, path, wanted)
         except FileNotFoundError:
-            urls = []
+            infos = {}
         except Exception as error:  # each file system raises what its own client library does
-            if _is_local(path):
+            if storage.is_local:
                 raise
-            raise Unreachable(f"{source}: {path} cannot be listed: {error}") from error
-        if not urls:
-            raise UserError(f"{source}: no file matches {path}; check its `paths` in the recipe")
-        base = _base(path)
-        found |= {url: _describe(store, url, base) for url in urls if url not in found}
+            raise Unreachable(f"{source}: {shown(path)} cannot be listed: {error}") from error
+        if not infos:
+            raise UserError(f"{source}: no file matches {shown(path)}; check its `paths` in the recipe")
+        base = _base(storage)
+        for name, info in infos.items():
+            url = storage.fs.unstrip_protocol(name)
+            if url not in found:
+                found[url] = _describe(store, storage, name, info, base)
     unique: dict[str, RawFile] = {}
     copies = []
     for raw in sorted(found.values(), key=lambda raw: (raw.name, raw.url)):
@@ -59,56 +60,63 @@ def find(
     return list(unique.values()), copies
 
 
-def _expand(path: str, wanted: Callable[[str], bool]) -> list[str]:
-    fs, root = _split(path)
-    if any(sign in path for sign in "*?[") and not fs.exists(root):  # a file may have such a sign in its name
-        names = [name for name in fs.glob(root) if not _file_name(name).startswith(".")]  # as a shell does
-    elif fs.isdir(root):
-        names = [name for name in fs.find(root) if not _file_name(name).startswith(".") and wanted(_file_name(name))]
+def _storage(path: str) -> Storage:
+    """Where a path lies; `..` is resolved on a disk, so that one file has one name."""
+    storage = Storage(path)
+    if storage.is_local:
+        storage.path = os.path.normpath(storage.path)
+    return storage
+
+
+def _expand(storage: Storage, path: str, wanted: Callable[[str], bool]) -> dict[str, dict[str, Any]]:
+    """What the storage tells of each file that a path names, in one listing where it can be: of many files one by one is slow."""
+    root = storage.path
+    there = storage.there()
+    if there is None and any(sign in path for sign in _WILDCARDS):  # a file may have such a sign in its name
+        infos = storage.glob(root, detail=True)
+        chosen = {name: info for name, info in infos.items() if not _file_name(name).startswith(".")}  # as a shell does
+    elif there is None:
+        chosen = {}
+    elif there["type"] == "directory":
+        infos = storage.find(root, detail=True)
+        chosen = {name: info for name, info in infos.items() if not _file_name(name).startswith(".") and wanted(_file_name(name))}
     else:
-        names = [root] if fs.exists(root) else []
-    return sorted(fs.unstrip_protocol(name) for name in names if not fs.isdir(name))
+        chosen = {root: there}
+    return {name: chosen[name] for name in sorted(chosen) if chosen[name]["type"] != "directory"}
 
 
-def _split(path: str) -> tuple[Any, str]:
-    """The file system of a path and the path on it; `..` is resolved on a local one, so that one file has one name."""
-    try:
-        fs, root = fsspec.core.url_to_fs(path)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return fs, os.path.normpath(root) if _is_local(path) else root
-
-
-def _is_local(path: str) -> bool:
-    return fsspec.utils.get_protocol(path) in ("file", "local")
+_WILDCARDS = "*?["
 
 
 def _file_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _base(path: str) -> str:
+def _base(storage: Storage) -> str:
     """The folder that names are told relative to: what stands before the first wildcard."""
-    fs, root = _split(path)
-    literal = root
-    for sign in "*?[":
+    root = literal = storage.path
+    for sign in _WILDCARDS:
         literal = literal.split(sign, 1)[0]
-    folder = literal if literal == root and fs.isdir(root) else literal.rsplit("/", 1)[0]
-    return str(fs.unstrip_protocol(folder.rstrip("/")))
+    is_folder = literal == root and (storage.there() or {}).get("type") == "directory"
+    folder = literal if is_folder else literal.rsplit("/", 1)[0]
+    return str(storage.fs.unstrip_protocol(folder.rstrip("/")))
 
 
-def _describe(store: Store, url: str, base: str) -> RawFile:
-    name = url.removeprefix(base).lstrip("/") or url.rsplit("/", 1)[-1]
-    fs, path = fsspec.core.url_to_fs(url)
-    info = fs.info(path)
+def _describe(store: Store, storage: Storage, path: str, info: dict[str, Any], base: str) -> RawFile:
+    url = str(storage.fs.unstrip_protocol(path))
+    name = url.removeprefix(base).lstrip("/") or _file_name(url)
+    if info.get("size") is None:  # a listing may tell less than a question about one file
+        info = storage.info(path)
     size = int(info["size"])
     tag = info.get("ETag") or info.get("etag") or info.get("blob_id")  # the last is the Hugging Face hub's: git's hash of the content
     if tag:
-        return RawFile(url, name, size, fingerprint({"etag": str(tag).strip('"'), "size": size}))
-    if url.startswith("file://"):
-        return RawFile(url, name, size, _content_hash(store, Path(path), info))
-    with fs.open(path, "rb") as stream:
-        return RawFile(url, name, size, hashlib.file_digest(stream, "sha256").hexdigest())
+        content = fingerprint({"etag": str(tag).strip('"'), "size": size})
+    elif storage.is_local:
+        content = _content_hash(store, Path(path), info)
+    else:
+        with open_file(url, size) as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+    return RawFile(url, name, size, content, stamp(info))
 
 
 def _content_hash(store: Store, path: Path, info: dict[str, Any]) -> str:

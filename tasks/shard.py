@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tasks.errors import UserError
 from tasks.processes import die_with_parent
 from tasks.progress import Meter
 from tasks.shards import run_shard
+from tasks.storage import ROOM, StorageError, is_full
 from tasks.store import Store
 
 
@@ -30,21 +32,31 @@ def main(plan_path: str, rank: int) -> int:
     for spec in plan["shards"]:
         if spec["rank"] != rank:
             continue
-        failed = len(errors)
+        failed, away = len(errors), False
         try:
             run_shard(store, plan["step"], spec, function, meter.begin(spec["weight"]))
         except UserError as error:
             errors.append({"shard": spec["name"], "message": str(error), "user": True})
-        except OSError as error:
-            errors.append({"shard": spec["name"], "message": f"{spec['name']}: {error}", "user": True, "traceback": traceback.format_exc()})
+            away = isinstance(error, StorageError)
         except Exception as error:
-            message = f"{spec['name']}: {type(error).__name__}: {error}"
-            errors.append({"shard": spec["name"], "message": message, "user": False, "traceback": traceback.format_exc()})
+            errors.append(_told(spec["name"], error, store))
         meter.end(made=len(errors) == failed)
+        if away:  # it was asked often enough: the next shards would wait as long
+            break
     meter.write()
     if errors:
         Path(plan_path).with_name(f"error-{rank}.json").write_text(json.dumps(errors, indent=1))
     return 1 if errors else 0
+
+
+def _told(shard: str, error: Exception, store: Store) -> dict[str, Any]:
+    """A failure for the report: what the system refused is no bug."""
+    if is_full(error):
+        message = f"{shard}: a disk is full ({error}), the store's ({store.url}) or that of {tempfile.gettempdir()}: {ROOM}"
+    else:
+        message = f"{shard}: {error}" if isinstance(error, OSError) else f"{shard}: {type(error).__name__}: {error}"
+    user = isinstance(error, OSError) or is_full(error)
+    return {"shard": shard, "message": message, "user": user, "traceback": traceback.format_exc()}
 
 
 if __name__ == "__main__":

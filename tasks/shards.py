@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.progress import Report, Watch, ignore
 from tasks.sources.base import RawFile
+from tasks.storage import StorageError
 from tasks.store import Books, Record, Store, canonical_json, fingerprint
 
 
@@ -173,7 +175,7 @@ class Runner:
         if may_run and self.force and self.only:
             for key in keys:
                 self.store.remove(step.name, key)
-        records = [self.store.record(step.name, key) for key in keys]
+        records = [self.store.record(step.name, key, sweep=may_run) for key in keys]
         missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None}
         if missing and may_run:
             self._make(step, name, missing, inputs, launch)
@@ -233,7 +235,7 @@ class Runner:
     def _write_manifest(self, step: Step, tasks: Sequence[ShardTask], artifact: Artifact) -> None:
         path = f"artifacts/{step.name}/{artifact.id}.json"
         there = json.loads(self.store.read_text(path) or "{}")
-        raw_files = [asdict(raw) for raw in artifact.raw_files]
+        raw_files = [raw.told() for raw in artifact.raw_files]
         if not artifact.made and there.get("raw_files") == raw_files:
             return
         manifest = {
@@ -314,27 +316,40 @@ class Shard:
 def run_shard(
     store: Store, step: dict[str, Any], spec: dict[str, Any], function: Callable[[Shard], Books], progress: Report = ignore
 ) -> Record:
-    """Make one shard and commit it, unless somebody has."""
+    """Make one shard and commit it, unless somebody has. Of an attempt that fails nothing stays on the local disk."""
     from tasks.store import Attempt
 
     done = store.record(step["name"], spec["key"])
     if done is not None:
         return done
-    attempt = Attempt(store, step["name"], spec["key"], spec["name"])
     started = time.monotonic()
-    shard = Shard(
-        spec["config"], {role: [_resolve(store, item) for item in items] for role, items in spec["inputs"].items()}, attempt.folder
-    )
-    shard.name, shard.hints, shard.progress = spec["name"], _resolve_hints(store, spec["hints"]), progress
+    inputs = {role: [_resolve(store, item) for item in items] for role, items in spec["inputs"].items()}
+    hints = _resolve_hints(store, spec["hints"])
+    store.keep_fetched([path for files in [*itertools.chain(*inputs.values()), *hints["earlier"]] for path in _paths(files)])
+    raw_files = [item for items in inputs.values() for item in items if isinstance(item, RawFile)]
+    attempt = Attempt(store, step["name"], spec["key"], spec["name"])
+    shard = Shard(spec["config"], inputs, attempt.folder, spec["name"], hints, progress)
     try:
         books = function(shard)
+        for raw in raw_files:  # the key names their content: what was read must be that
+            raw.check()
+        quarantine = {"count": shard.quarantined, "first": shard.first_quarantined} if shard.quarantined else None
+        return attempt.commit(books, time.monotonic() - started, quarantine)
+    except StorageError:
+        attempt.discard()
+        raise
     except Exception:
+        attempt.discard()
+        for raw in raw_files:
+            raw.check()  # if it has changed, that is the reason
         won = store.record(step["name"], spec["key"])  # another run of the shard may have won and swept this attempt's folder away
         if won is None:
             raise
         return won
-    quarantine = {"count": shard.quarantined, "first": shard.first_quarantined} if shard.quarantined else None
-    return attempt.commit(books, time.monotonic() - started, quarantine)
+
+
+def _paths(files: Any) -> list[Path]:
+    return [] if isinstance(files, RawFile) else list(files.values())
 
 
 def _resolve(store: Store, item: dict[str, Any]) -> Any:
@@ -349,7 +364,7 @@ def input_files(store: Store, ref: ShardRef) -> dict[str, Path]:
     record = store.record(ref.step, ref.key)
     if record is None:
         raise UserError(f"shard {ref.step}/{ref.key} is gone from {store.url}: run the same command again to make it anew")
-    return {stored.name: store.fetch(stored.path) for stored in record.files}
+    return {stored.name: store.fetch(stored.path, stored.sha256) for stored in record.files}
 
 
 def _resolve_hints(store: Store, hints: dict[str, Any]) -> dict[str, Any]:

@@ -16,21 +16,18 @@ Nothing is renamed and nothing is unpickled: JSON, Parquet, npy and safetensors 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from tasks.errors import UserError
+from tasks import scratch
+from tasks.storage import Storage, StorageError, steady
 
 KEY_CHARACTERS = 32  # 128 bits of SHA-256 in hex
 
@@ -128,13 +125,10 @@ class Store:
     """A folder or fsspec URL that holds shards, records and manifests."""
 
     def __init__(self, url: str) -> None:
-        try:
-            self.fs, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise UserError(f"the store {url} cannot be used: {error}") from error
         self.url = url
-        self.root = str(root).rstrip("/")
-        self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.fs = Storage(url)
+        self.root = self.fs.path.rstrip("/")
+        self.is_local = self.fs.is_local
 
     def full(self, path: str) -> str:
         return f"{self.root}/{path}"
@@ -143,29 +137,32 @@ class Store:
 
     def read_text(self, path: str) -> str | None:
         try:
-            with self.fs.open(self.full(path), "rb") as stream:
-                return stream.read().decode()
+            content: bytes = self.fs.cat_file(self.full(path), start=0)  # without it s3fs asks for the size first
         except FileNotFoundError:
             return None
+        return content.decode()
 
     def create(self, path: str, text: str) -> bool:
         """Create a small file only if none is there, whole or not at all; False where another was first."""
         if not self.is_local:
             try:
                 self.fs.pipe_file(self.full(path), text.encode(), mode="create")
-            except FileExistsError:
-                return False
+            except (FileExistsError, StorageError):  # not every server says in s3fs's words that the file exists
+                there = self.read_text(path)
+                if there is None:
+                    raise
+                return there == text  # an attempt whose answer was lost has created it
             return True
         target = Path(self.full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        temporary.write_text(text)
-        try:
-            os.link(temporary, target)  # atomic, and fails where the target exists: rename would overwrite it
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
+        with _temporary(target, text) as temporary:
+            try:
+                os.link(temporary, target)  # atomic, and fails where the target exists: rename would overwrite it
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # swept away by the one that was first
+                if target.exists():
+                    return False
+                raise
         return True
 
     def replace(self, path: str, text: str) -> None:
@@ -174,10 +171,8 @@ class Store:
             self.fs.pipe_file(self.full(path), text.encode())
             return
         target = Path(self.full(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        temporary.write_text(text)
-        temporary.replace(target)
+        with _temporary(target, text) as temporary:
+            temporary.replace(target)
 
     def names(self, path: str) -> list[str]:
         """Names directly below a path, sorted; empty where there is nothing."""
@@ -189,19 +184,32 @@ class Store:
 
     # -- shards ------------------------------------------------------------------------------------------------------------------
 
-    def record(self, step: str, key: str) -> Record | None:
-        """The record of a shard whose files are all there in full, else None (a damaged shard counts as not made)."""
-        text = self.read_text(f"shards/{step}/{key}/record.json")
+    def record(self, step: str, key: str, sweep: bool = False) -> Record | None:
+        """The record of a shard whose files are all there in full, else None (a damaged shard counts as not made).
+
+        sweep: remove what other attempts at a shard that is there have left behind.
+        """
+        folder = f"shards/{step}/{key}"
+        text = self.read_text(f"{folder}/record.json")
         if text is None:
             return None
         record = Record.from_json(text)
-        return record if all(self._is_whole(stored) for stored in record.files) else None
+        sizes = self._sizes(folder)
+        if any(sizes.get(stored.path) != stored.bytes for stored in record.files):
+            return None
+        if sweep:
+            # a killed attempt may have left an empty folder, which only a disk has
+            there = {path.removeprefix(f"{folder}/").split("/", 1)[0] for path in sizes}
+            there |= {path.name for path in Path(self.full(folder)).iterdir()} if self.is_local else set()
+            for name in there - {"record.json", record.attempt}:
+                with contextlib.suppress(OSError, StorageError):  # another process may be writing there or sweeping too
+                    self.fs.rm(self.full(f"{folder}/{name}"), recursive=True)
+        return record
 
-    def _is_whole(self, stored: StoredFile) -> bool:
-        try:
-            return int(self.fs.size(self.full(stored.path))) == stored.bytes
-        except FileNotFoundError:  # any other fault is the storage's, and says nothing about the shard
-            return False
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of every file below a folder by its path, in one listing; a fault is the storage's, and says nothing about a shard."""
+        found = self.fs.find(self.full(folder), detail=True)
+        return {str(path).removeprefix(f"{self.root}/"): int(info["size"]) for path, info in found.items()}
 
     def forget(self, step: str, key: str) -> None:
         """Remove a shard's record, so that the shard is made again."""
@@ -221,24 +229,39 @@ class Store:
         for name in self.names(f"shards/{step}/{key}"):
             self.fs.rm(self.full(f"shards/{step}/{key}/{name}"), recursive=True)
 
-    def sweep(self, step: str, key: str, keep: str) -> None:
-        """Remove what attempts other than `keep` left behind in a shard that is committed."""
-        for name in self.names(f"shards/{step}/{key}"):
-            if name not in ("record.json", keep):
-                with contextlib.suppress(OSError):  # another process may be writing there or sweeping too
-                    self.fs.rm(self.full(f"shards/{step}/{key}/{name}"), recursive=True)
+    def fetch(self, path: str, sha256: str | None = None) -> Path:
+        """A local path with the file's bytes: the file itself in a local store, else a copy in the scratch folder.
 
-    def fetch(self, path: str) -> Path:
-        """A local path with the file's bytes: the file itself in a local store, else a copy that lives as long as the process."""
+        Raises StorageError where what arrives does not have the checksum `sha256`.
+        """
         if self.is_local:
             return Path(self.full(path))
-        target = _download_folder() / path
+        target = self._fetched / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-            self.fs.get_file(self.full(path), str(partial))
-            partial.replace(target)
+            try:
+                steady(f"{self.url.rstrip('/')}/{path}", lambda: self._get(path, partial, sha256))
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
         return target
+
+    def _get(self, path: str, target: Path, sha256: str | None) -> None:
+        self.fs.fs.get_file(self.full(path), str(target))
+        if sha256 is not None and sha256_of(target) != sha256:
+            raise OSError("its bytes are not those that were committed")
+
+    def keep_fetched(self, paths: Iterable[Path]) -> None:
+        """Remove the copies of all other files, so that a worker's disk holds the inputs of one shard and not of all it has made."""
+        kept = set(paths)
+        for path in () if self.is_local else list(self._fetched.rglob("*")):
+            if path.is_file() and path not in kept:
+                path.unlink()
+
+    @property
+    def _fetched(self) -> Path:
+        return scratch.folder() / "fetched" / fingerprint(self.url)
 
     # -- artifacts ---------------------------------------------------------------------------------------------------------------
 
@@ -250,14 +273,16 @@ class Store:
                     yield json.loads(text)
 
 
-@functools.cache
-def _download_folder() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="olmoflow-")
-    _KEPT.append(folder)
-    return Path(folder.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+@contextlib.contextmanager
+def _temporary(target: Path, text: str) -> Iterator[Path]:
+    """A file with a text beside a target, for a moment."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        path.write_text(text)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -275,7 +300,7 @@ class Attempt:
         self.store, self.step, self.key, self.name = store, step, key, name
         self.attempt = attempt or f"attempt-{uuid.uuid4().hex[:12]}"
         self.base = f"shards/{step}/{key}/{self.attempt}"
-        self.folder = Path(store.full(self.base)) if store.is_local else Path(tempfile.mkdtemp(prefix="olmoflow-attempt-"))
+        self.folder = Path(store.full(self.base)) if store.is_local else scratch.folder() / self.base
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def commit(self, books: Books, seconds: float, quarantine: dict[str, Any] | None = None, only: Iterable[Path] | None = None) -> Record:
@@ -293,11 +318,14 @@ class Attempt:
         self.store.create(f"shards/{self.step}/{self.key}/record.json", json.dumps(asdict(record), indent=1))
         if not self.store.is_local:
             shutil.rmtree(self.folder)
-        winner = self.store.record(self.step, self.key)
+        winner = self.store.record(self.step, self.key, sweep=True)
         if winner is None:
             raise RuntimeError(f"shard {self.step}/{self.key} was committed and is gone: is something else deleting from {self.store.url}?")
-        self.store.sweep(self.step, self.key, keep=winner.attempt)
         return winner
+
+    def discard(self) -> None:
+        """Remove what a failed attempt has written on the local disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _stored(self, path: Path) -> StoredFile:
         name = path.relative_to(self.folder).as_posix()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from trainer.errors import TrainerError
 from trainer.repetition import repeated_documents
 
 _HEADER_KEYS = ("version", "sequence_length", "tokens", "instances", "vocab_size", "eos_id", "pad_id", "files", "bytes")
+RANGE_WAITS_SECONDS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)  # between the attempts at a ranged read
 _OPEN_FILES = 512  # memory maps kept at once, well under Linux's limit of 65530 mappings a process
 
 
@@ -217,14 +219,25 @@ def _open_tokens(path: str) -> npt.NDArray[np.uint32]:
 
 
 def _read_range(url: str, start: int, length: int) -> npt.NDArray[np.uint32]:
-    """Tokens of a file behind a URL, by one ranged read."""
+    """Tokens of a file behind a URL, by one ranged read; asked for again where the storage fails or sends less."""
     import fsspec  # the one optional dependency: only for token files that are not on a disk
 
     filesystem, path = fsspec.core.url_to_fs(url)
-    try:
-        return np.frombuffer(filesystem.cat_file(path, start=4 * start, end=4 * (start + length)), "<u4")
-    except OSError as error:
-        raise TrainerError(f"token file {url} cannot be read ({error}); check data.files.") from None
+    waits = iter(RANGE_WAITS_SECONDS)
+    while True:
+        try:
+            content = filesystem.cat_file(path, start=4 * start, end=4 * (start + length))
+            if len(content) == 4 * length:
+                return np.frombuffer(content, "<u4")
+            fault = f"it has {len(content)} bytes where {4 * length} were asked for"
+        except FileNotFoundError as error:
+            raise TrainerError(f"token file {url} cannot be read ({error}); check data.files.") from None
+        except Exception as error:  # clients of object stores raise whatever they like
+            fault = f"{type(error).__name__}: {error}"
+        wait = next(waits, None)
+        if wait is None:
+            raise TrainerError(f"token file {url} cannot be read ({fault}); check data.files and its storage, and start again.")
+        time.sleep(wait)
 
 
 def _read(path: Path) -> bytes:

@@ -10,30 +10,52 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
+from tasks.errors import UserError
 from tasks.sources.config import SourceConfig
+from tasks.storage import Storage, open_file, public, shown, stamp
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """One raw file. `url` is a local path or any fsspec URL, `size` its bytes, `content_id` a hash of its content (never of its place)."""
+    """One raw file. `url` is a local path or any fsspec URL, `size` its bytes, `content_id` a hash of its content (never of its place).
+
+    `stamp` is what its storage said of its version when the content was looked at; empty for a file that nobody else can change.
+    """
 
     url: str
     name: str
     size: int
     content_id: str
+    stamp: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Where it lies, as it may be told and written down."""
+        return shown(self.url)
+
+    def told(self) -> dict[str, Any]:
+        """The file for a manifest."""
+        return {"url": public(self.url), "name": self.name, "size": self.size, "content_id": self.content_id}
 
     def open(self) -> BinaryIO:
         """A seekable stream of the file's bytes as they lie there (still compressed)."""
-        return cast(BinaryIO, fsspec.open(self.url, "rb").open())
+        return open_file(self.url, self.size, self.check)
+
+    def check(self) -> None:
+        """Raise UserError where the file is not any more what `content_id` was taken from."""
+        if not self.stamp:
+            return
+        info = Storage(self.url).there() or {}
+        if (int(info.get("size", -1)), stamp(info)) != (self.size, self.stamp):
+            what = "has changed" if info else "is gone"
+            raise UserError(f"{self.shown} {what} since this run looked at it: run the same command again when nothing writes to it")
 
 
 @dataclass(frozen=True)
 class WatchedFile(RawFile):
     """A raw file that tells `read(bytes)` of each piece that is read of it, as it lies there."""
 
-    read: Callable[[int], None] = field(compare=False)
+    read: Callable[[int], None] = field(kw_only=True, compare=False)
 
     def open(self) -> BinaryIO:
         return cast(BinaryIO, _WatchedStream(super().open(), self.read))

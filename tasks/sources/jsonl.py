@@ -11,7 +11,7 @@ import orjson
 from tasks.sources.base import Bad, FieldError, Item, RawFile, repair
 from tasks.sources.config import SourceConfig
 from tasks.sources.fields import Rules
-from tasks.sources.stream import StreamFault, lines
+from tasks.sources.stream import MAX_PIECE_BYTES, StreamFault, TooLong, lines
 
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
@@ -30,6 +30,8 @@ def read_lines(file: RawFile, rules: Rules) -> Iterator[Item]:
 
 def _item(line: bytes, number: int, file: RawFile, rules: Rules) -> Item:
     position = f"line {number}"
+    if isinstance(line, TooLong):
+        return Bad(position, f"the line is longer than {MAX_PIECE_BYTES >> 20} MiB", line)
     try:
         value, repaired = parse(line)
     except FieldError as error:

@@ -53,7 +53,9 @@ def _check_schema(file: RawFile, schema: pa.Schema, wanted: list[str]) -> None:
     for path in wanted:
         if not _in_schema(schema, path):
             there = ", ".join(schema.names)
-            raise UserError(f"{file.url}: no column {path!r} in this Parquet file; it has {there}. Mend the source's `fields` or `paths`.")
+            raise UserError(
+                f"{file.shown}: no column {path!r} in this Parquet file; it has {there}. Mend the source's `fields` or `paths`."
+            )
 
 
 def _in_schema(schema: pa.Schema, path: str) -> bool:

@@ -64,7 +64,7 @@ def site_of(file: RawFile, config: SourceConfig) -> str:
     name = path.parent.name if path.name.startswith(POSTS) else path.name
     name = re.sub(r"(-Posts)?(\.7z|\.xml)?(\.(gz|bz2|zst|xz))?$", "", name)
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)+", name):
-        raise UserError(f"{file.url}: neither the file nor its folder is named after a Stack Exchange site; set the source's `site`.")
+        raise UserError(f"{file.shown}: neither the file nor its folder is named after a Stack Exchange site; set the source's `site`.")
     return name
 
 
@@ -99,7 +99,7 @@ def _pair_up(file: RawFile, fates: bytearray, pairs: _Pairs) -> Iterator[Item]:
         pass  # a fault that the first pass met is booked; one that it did not meet leaves other rows
     if number != len(fates):
         raise UserError(
-            f"{file.url} changed while it was read: it had {len(fates)} rows, then {number}; run again when nobody writes to it."
+            f"{file.shown} changed while it was read: it had {len(fates)} rows, then {number}; run again when nobody writes to it."
         )
     yield from pairs.rest()
 

@@ -17,6 +17,8 @@ from tasks.sources.base import Bad, RawFile
 
 CHUNK_BYTES = 1 << 17  # compressed bytes handed to a decoder at once
 BLOCK_BYTES = 1 << 20  # decoded bytes handed on at once, at least
+MAX_PIECE_BYTES = 1 << 28  # of a line (or a row of a dump): a longer one is quarantined
+KEPT_BYTES = 1 << 20  # of such a one
 MAX_DECODED_BYTES = 1 << 22  # decoded bytes asked of a decoder at once: a bomb must not fill the memory
 
 # zstd and isal raise their own errors; bz2 raises OSError, so only the call of the decoder stands under this.
@@ -184,23 +186,69 @@ def _whole_blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise fault
 
 
+class TooLong(bytes):
+    """The beginning of a piece that is longer than MAX_PIECE_BYTES; what follows up to its end was read and let go."""
+
+
 def split(file: RawFile, separator: bytes) -> Iterator[bytes]:
-    """The decoded content cut at each `separator`, which is left out. A StreamFault carries the unfinished last piece in `rest`."""
-    rest = b""
+    """The decoded content cut at each `separator`, which is left out. A StreamFault carries the unfinished last piece in `rest`.
+
+    A piece over MAX_PIECE_BYTES is given as TooLong, so that one endless line does not fill the memory.
+    """
+    rest = _Piece()
+    overlap = len(separator) - 1  # a separator may lie across the edge of two blocks
     try:
         for block in blocks(file):
-            pieces = (rest + block).split(separator)
-            rest = pieces.pop()
-            yield from pieces
+            first, *others = (rest.cut(overlap) + block).split(separator)
+            rest.add(first)
+            if others:
+                yield rest.take()
+                yield from others[:-1]
+                rest.add(others[-1])
     except StreamFault as fault:
-        fault.rest = rest
+        fault.rest = rest.take()
         raise
-    yield rest
+    yield rest.take()
+
+
+class _Piece:
+    """A piece in the making, in parts: joined once, since a line may be as large as many blocks."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._length = 0
+        self._head: bytes | None = None  # of a piece that is too long
+
+    def add(self, part: bytes) -> None:
+        self._length += len(part)
+        if self._length > MAX_PIECE_BYTES:
+            if self._head is None:
+                self._head = b"".join([*self._parts, part])[:KEPT_BYTES]
+            self._parts = []
+        self._parts.append(part)
+
+    def cut(self, length: int) -> bytes:
+        """Take the last `length` bytes off again."""
+        if not self._parts or not length:
+            return b""
+        last = self._parts.pop()
+        end = last[-length:]
+        self._parts.append(last[: len(last) - len(end)])
+        self._length -= len(end)
+        return end
+
+    def take(self) -> bytes:
+        piece = b"".join(self._parts) if self._head is None else TooLong(self._head)
+        self._parts, self._length, self._head = [], 0, None
+        return piece
 
 
 def lines(file: RawFile) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of each line that is not blank; a byte order mark is left out. Raises StreamFault."""
     for number, line in enumerate(split(file, b"\n"), 1):
+        if isinstance(line, TooLong):
+            yield number, line
+            continue
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not content.isspace() and content:
             yield number, content.removesuffix(b"\r")

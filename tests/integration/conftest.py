@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from flows.pipeline import Pipeline, make_runner
 from flows.recipe import load
 from flows.summary import RunSummary
 from tasks.store import Record
+
+MARK = "OLMOFLOW_TEST_MARK"  # in the environment of every process that a lab starts
+PATIENCE_SECONDS = 120  # a bound on waiting for a condition, not a measurement
 
 WORDS = [
     "the",
@@ -131,7 +135,15 @@ class Lab:
         (folder / "labels").mkdir()
         (folder / "labels" / "all.jsonl").write_text((folder / "web" / "0.jsonl").read_text())
         self.write(recipe(folder, self.store))
-        self.environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "PREFECT_HOME": str(prefect_home), "OMP_NUM_THREADS": "1", MARK: str(folder)}
+
+    def renamed(self, folder: Path) -> "Lab":
+        """The lab's store as another lab's, to compare with; the lab itself has none then."""
+        other = Lab.__new__(Lab)
+        other.folder, other.store = folder, folder / "store"
+        folder.mkdir()
+        self.store.rename(other.store)
+        return other
 
     def write(self, config: dict) -> None:
         self.config = config
@@ -147,6 +159,30 @@ class Lab:
         return subprocess.Popen(
             self.command(*arguments), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+    def processes(self) -> dict[int, bytes]:
+        """Command lines of the processes that the lab's commands have started and that still live, by process id."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"{MARK}={self.environment[MARK]}\0".encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+        return found
+
+    def kill(self, process: subprocess.Popen) -> None:
+        """SIGKILL to the CLI alone: what it started must end by itself."""
+        process.kill()
+        process.wait()
+        self.wait_for_no_process()  # before its output is read to the end: what outlives it may hold the pipe
+        process.communicate()
+
+    def wait_for_no_process(self) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := self.processes():
+            assert time.monotonic() < deadline, f"processes {left} outlived the command that started them"
+            time.sleep(0.05)  # between looks
 
     def end_to_end(self, *arguments: str) -> dict:
         done = self.run("run", "end-to-end", str(self.file), "--json", *arguments)

@@ -237,48 +237,15 @@ def wait_for(condition, process):
         time.sleep(0.02)  # between looks at the condition
 
 
-def processes_naming(text):
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdigit()
-                and int(entry.name) != os.getpid()
-                and text.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            ):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def kill(process, lab):
-    """SIGKILL to the CLI alone: what it started must end by itself."""
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + PATIENCE
-    while left := processes_naming(lab.mark):
-        assert time.monotonic() < deadline, f"processes {left} outlived the command that started them"
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def marked(lab):
-    lab.mark = f"OLMOFLOW_TEST_MARK={lab.folder}"
-    lab.environment = {**lab.environment, "OLMOFLOW_TEST_MARK": str(lab.folder)}
-    return lab
-
-
-def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(marked, made):
-    lab = marked
+def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(lab, made):
     first = lab.start("run", "end-to-end", str(lab.file))
     wait_for(lambda: len(lab.records("ingest")) >= 2, first)
-    kill(first, lab)
+    lab.kill(first)
     assert len(lab.records("select")) < len(made.records("select"))
 
     second = lab.start("run", "end-to-end", str(lab.file))
     wait_for(lambda: list(lab.store.glob("shards/train/*/run/checkpoints/*/checkpoint.json")), second)
-    kill(second, lab)
+    lab.kill(second)
     assert not [record for record in lab.records("train") if record.name == "anneal 2"]
 
     summary = lab.end_to_end()
@@ -293,16 +260,12 @@ def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(mark
     assert len(leftovers) == len({path.parent for path in leftovers})
 
 
-def test_ctrl_c_ends_all_that_was_started_with_one_sentence(marked):
+def test_ctrl_c_ends_all_that_was_started_with_one_sentence(lab):
     """A terminal sends it to the command and to Prefect's server; what works for them has a session of its own."""
-    lab = marked
     process = lab.start("run", "end-to-end", str(lab.file))
     wait_for(lambda: len(lab.records("ingest")) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
     told = process.communicate(timeout=PATIENCE)[0].decode()
     assert process.returncode == 1
     assert told.endswith("error: stopped; the same command goes on where it was\n") and "Traceback" not in told
-    deadline = time.monotonic() + PATIENCE
-    while left := processes_naming(lab.mark):
-        assert time.monotonic() < deadline, f"processes {left} outlived the command that started them"
-        time.sleep(0.05)
+    lab.wait_for_no_process()

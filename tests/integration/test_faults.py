@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,8 @@ import pytest
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import load
 from tasks.errors import RecipeError, UserError
+
+PATIENCE_SECONDS = 120  # a bound on waiting for a condition, not a measurement
 
 
 def curate(lab):
@@ -150,3 +153,12 @@ def test_a_mix_smaller_than_a_batch_is_told_before_anything_is_trained(lab):
     with pytest.raises(UserError, match=r"the mix micro-anneal maths has \d+ instances of 32 tokens, fewer than a batch of 8"):
         pipeline.end_to_end()
     assert lab.records("train") == []
+
+
+def test_killed_while_prefects_server_starts_it_leaves_no_process(lab):
+    process = lab.start("run", "curate", str(lab.file))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(b"uvicorn" in line for line in lab.processes().values()):
+        assert process.poll() is None and time.monotonic() < deadline, "no server was started"
+        time.sleep(0.01)  # between looks
+    lab.kill(process)

@@ -148,6 +148,20 @@ def test_a_mix_of_whole_sources_is_each_selected_document_once_in_order(corpus):
     assert compiled.books.read == compiled.books.kept == len(corpus.selected("web")) + len(corpus.selected("maths"))
 
 
+def test_ids_that_come_back_in_another_shard_are_counted_and_each_document_stays_one(corpus):
+    before = corpus.mix({"web": {"repeat": 1}})
+    assert "duplicate_ids" not in before.books.counts
+    first, last = corpus.selected("web")[0], corpus.selected("web")[-1]
+    index = corpus.inputs["tokens:web"][-1]["index.parquet"]
+    table = pq.read_table(index)
+    keys = [first.key if key == last.key else key for key in table["key"].to_pylist()]
+    assert first.key in keys
+    pq.write_table(table.set_column(1, "key", pa.array(keys, pa.uint64())), index)
+    after = corpus.mix({"web": {"repeat": 1}})
+    assert after.books.counts["duplicate_ids"] == 1
+    assert after.books.kept == before.books.kept and after.header["tokens"] == before.header["tokens"]
+
+
 def test_copies_are_whole_and_a_fraction_is_met_within_half_a_document(corpus):
     compiled = corpus.mix({"web": {"repeat": 2.5}, "maths": {"repeat": 0.3}})
     counts, web, maths = compiled.copies(), corpus.selected("web"), corpus.selected("maths")

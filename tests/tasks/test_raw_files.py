@@ -189,16 +189,17 @@ def test_a_url_of_another_file_system_works_as_a_folder_a_glob_and_a_file(store,
 def test_an_object_stores_tag_stands_for_the_content(store, memory, monkeypatch):
     fs = fsspec.filesystem("memory")
     tags = {"a.jsonl": '"tag1"', "b.jsonl": '"tag2"'}
-    plain = type(fs).info
+    plain = type(fs).find
 
-    def info(self, path, **options):
-        found = plain(self, path, **options)
-        return {**found, "ETag": tags[path.rsplit("/", 1)[-1]]} if found["type"] == "file" and path.endswith("l") else found
+    def listed(self, path, **options):
+        return {
+            name: {**info, "ETag": tags[name.rsplit("/", 1)[-1]]} for name, info in plain(self, path, **options).items() if name[-1] == "l"
+        }
 
     def no_reading(*arguments, **options):
         raise AssertionError("content was read although the object store tells its tag")
 
-    monkeypatch.setattr(type(fs), "info", info)
+    monkeypatch.setattr(type(fs), "find", listed)
     monkeypatch.setattr(type(fs), "open", no_reading)
     before, copies = find(store, "web", [f"{memory}/**/*.jsonl"])
     assert len({raw.content_id for raw in before}) == 2 and copies == []
@@ -223,6 +224,9 @@ class Hub(fsspec.implementations.memory.MemoryFileSystem):
 
     def info(self, path, **kwargs):
         return {**super().info(path, **kwargs), "blob_id": Hub.blob}
+
+    def find(self, path, **kwargs):
+        return {name: {**info, "blob_id": Hub.blob} for name, info in super().find(path, **kwargs).items()}
 
     def glob(self, path, **kwargs):
         if Hub.fault:

@@ -53,6 +53,18 @@ def test_the_first_of_two_attempts_wins_and_the_other_is_swept(tmp_path):
     assert store.fetch(winner.file("file.txt").path).read_text() == "first"
 
 
+def test_what_killed_attempts_have_left_is_swept_though_the_shard_is_there(tmp_path):
+    store = Store(str(tmp_path))
+    record = write_attempt(store).commit(Books(), 0)
+    write_attempt(store, text="half of a")
+    Attempt(store, "step", "k", "name")  # killed before it wrote anything
+    (tmp_path / "shards" / "step" / "k" / ".record.json.1234").write_text("killed between the two halves of a creation")
+    assert store.record("step", "k") == record
+    assert len(list((tmp_path / "shards" / "step" / "k").iterdir())) == 5  # looking changes nothing
+    assert store.record("step", "k", sweep=True) == record
+    assert {path.name for path in (tmp_path / "shards" / "step" / "k").iterdir()} == {"record.json", record.attempt}
+
+
 def test_a_shard_with_a_missing_or_cut_file_counts_as_not_made(tmp_path):
     store = Store(str(tmp_path))
     record = write_attempt(store).commit(Books(), 0)
