@@ -164,7 +164,7 @@ class SourceConfig(BaseModel):
     format: Format = Field(
         description=(
             "How the raw files are read: dclm (.jsonl.zst), dolma (.jsonl.gz), starcoder (Parquet), stackexchange (.7z or Posts.xml), "
-            "or jsonl, json and parquet with `fields`, or text (one document a file), or warc (a crawl's WARC or WET files). "
+            "or jsonl, json and parquet with `fields`, or text (one document a file, also in tar archives), or warc (a crawl's WARC or WET files). "
             "Compression is found from the content."
         ),
         json_schema_extra={"position": 0},
