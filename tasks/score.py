@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from tasks import filters
+from tasks import filters, scratch
 from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns, texts
 from tasks.scorers import AnyScorerConfig, ScorerConfig, libraries, make_scorer
 from tasks.scorers.contamination import Contamination
 from tasks.shards import Input, Shard, ShardRef, ShardTask, Step, library_version
 from tasks.sources.base import RawFile
-from tasks.store import Books, Store
+from tasks.store import Books, Store, fingerprint
 
 STEP = Step("score", 1, "tasks.score", ("fasttext-numpy2-wheel", "transformers", "torch"))
 FILE = "scores.parquet"
@@ -63,7 +63,7 @@ def join_family(store: Store, task: ShardTask) -> None:
 def run(shard: Shard) -> Books:
     """documents, model, cheaper scores -> scores.parquet with the scorer's columns; null where it was not asked to look."""
     documents: Path = shard.one("documents")[DOCUMENTS]
-    scorer = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), local_model(shard))
+    scorer = _loaded(shard)
     wanted = _wanted(shard, documents)
     known = _known(shard, scorer.columns, len(wanted))
     books = Books(read=len(wanted), kept=len(wanted))
@@ -77,20 +77,32 @@ def run(shard: Shard) -> Books:
             if isinstance(scorer, Contamination):
                 books.count("hit", scorer.hits(columns))
             writer.write_table(pa.table(columns, schema=schema))
-    shutil.rmtree(shard.folder / "model", ignore_errors=True)  # a copy is no part of the scores
     books.count("taken_over", int(wanted.sum()) - books.counts.get("scored", 0))
     return books
 
 
+def _loaded(shard: Shard) -> Any:
+    """The shard's scorer, loaded once a process: a worker makes many shards with one model, and a model may be gigabytes."""
+    model = [item.content_id if isinstance(item, RawFile) else str(model_folder(item)) for item in shard.inputs["model"]]
+    key = fingerprint({"scorer": shard.hints["scorer"], "model": model})
+    if key not in _scorers:
+        _scorers.clear()
+        _scorers[key] = make_scorer(TypeAdapter(ScorerConfig).validate_python(shard.hints["scorer"]), local_model(shard))
+    return _scorers[key]
+
+
+_scorers: dict[str, Any] = {}  # at most one
+
+
 def local_model(shard: Shard) -> Path | None:
-    """Where the scorer's model lies on this machine, trained or given (copied here from a remote place); None for a name on the hub."""
+    """Where the scorer's model lies on this machine, trained or given (copied once a process from a remote place); None for a hub's name."""
     given = shard.inputs["model"]
     if not given:
         return None
     if isinstance(given[0], dict):
         files: dict[str, Path] = given[0]
         return files.get("model.bin") or model_folder(files) / "model"
-    folder = shard.folder / "model"
+    folder = scratch.folder() / "models" / fingerprint({raw.name: raw.content_id for raw in given})
     paths = {raw.name: _local(raw, folder / raw.name) for raw in given}
     return next(iter(paths.values())) if len(paths) == 1 else model_folder(paths)
 
@@ -98,9 +110,12 @@ def local_model(shard: Shard) -> Path | None:
 def _local(raw: RawFile, copy: Path) -> Path:
     if raw.url.startswith("file://"):
         return Path(raw.url.removeprefix("file://"))
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with raw.open() as source, copy.open("wb") as target:
-        shutil.copyfileobj(source, target)
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f"{copy.name}.partial")
+        with raw.open() as source, partial.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        partial.rename(copy)
     return copy
 
 

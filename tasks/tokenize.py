@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def task(name: str, where: TokenizeWhere, documents: ShardRef, scores: list[Shar
 def run(shard: Shard) -> Books:
     """documents, scores, tokenizer -> tokens.npy (little-endian uint32, EOS closes each document), index.parquet."""
     documents: Path = shard.one("documents")[DOCUMENTS]
-    tokenizer = Tokenizer.load(model_folder(shard.one("tokenizer")))
+    tokenizer = _tokenizer(model_folder(shard.one("tokenizer")))
     table = load_columns(documents, [files[SCORES] for files in shard.inputs["scores"]])
     keep, reasons = TokenizeWhere.model_validate(shard.config["tokenize_where"]).apply(table, shard.name)
     keys = table.column("key").to_numpy()
@@ -80,6 +81,12 @@ def run(shard: Shard) -> Books:
             rows = first + np.flatnonzero(keep[first : first + len(batch)])
             start = _encode(tokenizer, rows, [batch[row - first] for row in rows], keys, start, tokens, index, books)
     return books
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> Tokenizer:
+    """Loaded once a process; a folder of the store never changes."""
+    return Tokenizer.load(folder)
 
 
 def _encode(

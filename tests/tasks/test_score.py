@@ -1,5 +1,6 @@
 """Scores are row-aligned, null where nobody looked, and never computed twice for a document."""
 
+import dataclasses
 import math
 
 import fsspec
@@ -68,6 +69,12 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(monkeypatch):
+    """A worker keeps its scorer; a test begins without one."""
+    monkeypatch.setattr(score, "_scorers", {})
 
 
 @pytest.fixture
@@ -185,12 +192,12 @@ class Doubtful:
         return {"doubt": np.array(doubts, np.float32), "length": np.array([len(text) for text in texts], np.int64)}
 
 
-def by_hand(folder, texts, where=(), earlier=()):
+def by_hand(folder, texts, where=(), earlier=(), model=()):
     folder.mkdir(parents=True)
     write_documents(folder / "documents.parquet", texts, [0] * len(texts), row_group=2)
     shard = Shard(
         {"where": [rule.model_dump(mode="json") for rule in where]},
-        {"documents": [{"documents.parquet": folder / "documents.parquet"}], "model": [], "cheaper": []},
+        {"documents": [{"documents.parquet": folder / "documents.parquet"}], "model": list(model), "cheaper": []},
         folder,
     )
     shard.hints = {"scorer": {"type": "length"}, "earlier": list(earlier)}
@@ -247,3 +254,24 @@ def test_a_given_model_is_read_from_wherever_it_lies(tmp_path, place):
     expected = FastTextQuality(FastTextQualityConfig(), tmp_path / "q.bin").score(TEXTS)["quality"]
     assert told == pytest.approx(expected.tolist())
     assert [path.name for path in folder.iterdir()] == ["scores.parquet"]
+
+
+def test_a_worker_loads_a_model_once_and_again_where_another_lies_in_its_place(tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(score, "make_scorer", lambda config, model: loads.append(model) or Doubtful())
+    model = RawFile(f"file://{tmp_path / 'model.bin'}", "model.bin", 1, "one")
+    for number, content in enumerate(["one", "one", "two", "two"]):
+        by_hand(tmp_path / str(number), ["yes"], model=[dataclasses.replace(model, content_id=content)])
+    assert len(loads) == 2
+
+
+def test_a_model_from_a_remote_place_is_fetched_once_a_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(score, "make_scorer", lambda config, model: Doubtful())
+    remote = fsspec.filesystem("memory")
+    remote.pipe_file("/models/model.bin", b"weights")
+    paths = []
+    for number in range(2):
+        shard = Shard({}, {"model": [RawFile("memory:///models/model.bin", "model.bin", 7, "weights")]}, tmp_path / str(number))
+        paths.append(score.local_model(shard))
+        remote.rm_file("/models/model.bin") if number == 0 else None
+    assert paths[0] == paths[1] and paths[0].read_bytes() == b"weights"
