@@ -28,10 +28,12 @@ from prefect.settings import PREFECT_API_URL
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
 from flows.summary import RunSummary, summary_path
+from tasks.measure import Hits
 from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
 
 TOLD = {  # counts that the lines of these steps tell
+    "annotate": {"asked": "asked about", "unusable": "answers unusable"},
     "train-scorer": {"ngrams": "n-grams", "shorter_than_n": "shorter than n words and indexed whole"},
     "score": {"scored": "scored", "taken_over": "taken over", "skipped": "skipped", "hit": "share n-grams with evaluations"},
     "contamination": {
@@ -41,7 +43,7 @@ TOLD = {  # counts that the lines of these steps tell
         "touched_when_selected": "touched by it",
     },
 }
-TOLD_EVEN_IF_0 = {"hit", "inside", "inside_when_selected"}
+TOLD_EVEN_IF_0 = {"asked", "unusable", "hit", "inside", "inside_when_selected"}
 
 Listener = Callable[[str], None]
 listeners: list[Listener] = []  # who else than Prefect's log wants a line about each artifact (the CLI)
@@ -157,6 +159,8 @@ def line_of(artifact: Artifact) -> str:
         for name, words in TOLD.get(artifact.step, {}).items()
         if books.counts.get(name) or (name in books.counts and name in TOLD_EVEN_IF_0)
     )
+    if artifact.step == "train-scorer" and "true_positives" in books.counts:
+        flow += f", {_hits(books.counts)}"
     if artifact.step == "clusters":
         flow += f", {books.counts['duplicates']:,} duplicates in {books.counts['clusters']:,} clusters" if books.counts else ""
     if "documents" in books.counts and books.unit != "documents":
@@ -171,3 +175,10 @@ def line_of(artifact: Artifact) -> str:
     if books.quarantined:
         flow += f", {books.quarantined:,} quarantined"
     return f"{artifact.step:<12} {artifact.name:<28} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")
+
+
+def _hits(counts: dict[str, int]) -> str:
+    kinds = ("true_positives", "false_positives", "false_negatives", "true_negatives")
+    hits = Hits(threshold=0.0, **{kind: counts[kind] for kind in kinds})
+    shown = ((name, getattr(hits, name.lower())) for name in ("precision", "recall", "F1"))
+    return "held out: " + ", ".join(f"{name} {value:.3f}" if value is not None else f"{name} unknown" for name, value in shown)

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from flows.recipe import MICRO, Recipe
 from tasks import (
+    annotate,
+    annotate_sample,
     clusters,
     contamination,
     duplicates,
@@ -143,10 +147,37 @@ class Pipeline:
         return list(trained.refs)
 
     def _train_scorer(self, name: str, training: Any) -> Artifact:
-        sets = train_scorer.read_by(training).items()
-        raw = {role: self._examples(config, f"scorers.{name}.train.{role.replace(':', '.')}") for role, config in sets}
-        task = train_scorer.task(name, training, raw)
-        return self.runner.run(train_scorer.STEP, name, [task])
+        inputs: dict[str, list[Input]] = {
+            role: list(self._examples(config, f"scorers.{name}.train.{role.replace(':', '.')}"))
+            for role, config in train_scorer.read_by(training).items()
+        }
+        annotation = self.recipe.annotation_of(name)
+        labelled = [self.annotation(annotation)] if annotation else []
+        if labelled:
+            inputs["annotation"] = list(labelled[0].refs)
+        return self.runner.run(train_scorer.STEP, name, [train_scorer.task(name, training, inputs)], inputs=labelled)
+
+    def annotation(self, name: str) -> Artifact:
+        """Labels by a language model for the documents of a source that are first in line."""
+        config = self.recipe.annotations[name]
+        documents = self.documents(config.source)
+
+        def choose() -> Artifact:
+            halved = annotate_sample.halvings(config.documents, documents.books.counts.get("documents", 0))
+            tasks = _weighed([annotate_sample.task(name, config.documents, halved, ref) for ref in documents.refs], documents)
+            return self.runner.run(annotate_sample.STEP, name, tasks, inputs=[documents])
+
+        sample = self._once("annotate-sample", name, choose)
+
+        def label() -> Artifact:
+            task = annotate.task(name, config, sample.refs, self.store, afresh=self.runner.force)
+            made = self.runner.run(annotate.STEP, name, [task], inputs=[sample])
+            if made.is_whole and not self.runner.plan_only:
+                table = pq.read_table(input_files(self.store, made.refs[0])[annotate.FILE], columns=["answer", "cause"])
+                annotate.check(name, made.books, config.max_unusable, table)
+            return made
+
+        return self._once("annotate", name, label)
 
     def _examples(self, examples: SourceConfig, key: str) -> list[RawFile]:
         return raw_files.find_source(self.store, key, examples)[0]
@@ -240,6 +271,8 @@ class Pipeline:
         return self._once("select", name, make)
 
     def curate(self) -> None:
+        for name in self.recipe.annotations:
+            self.annotation(name)
         for name in self.recipe.selections():
             self.selection(name)
             self.contamination(name, [name], None)

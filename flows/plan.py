@@ -54,7 +54,10 @@ def make_plan(recipe: Recipe, stage: str, price: float) -> dict[str, Any]:
 
 
 def _unlisted(pipeline: Pipeline) -> dict[str, str]:
-    """The sources whose place does not answer, with the fault. Raises UserError for any other fault of a source's files."""
+    """The sources whose shards cannot be known since a place does not answer, with the fault.
+
+    Raises UserError for any other fault of a source's files.
+    """
 
     def fault(source: str) -> str | None:
         try:
@@ -66,7 +69,12 @@ def _unlisted(pipeline: Pipeline) -> dict[str, str]:
     sources = list(pipeline.recipe.sources)
     with asking_once(), ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
         faults = dict(zip(sources, pool.map(fault, sources), strict=True))
-    return {source: told for source, told in faults.items() if told is not None}
+    unlisted = {source: told for source, told in faults.items() if told is not None}
+    for source in sources:  # what is trained on a source that is not listed is not known either
+        missing = [each for each in pipeline.recipe.annotated_for(source) if faults[each] is not None]
+        if missing and source not in unlisted:
+            unlisted[source] = f"{source} is scored by what is trained on {missing[0]}: {faults[missing[0]]}"
+    return unlisted
 
 
 def _plan_listed(pipeline: Pipeline, unlisted: Mapping[str, str], stage: str) -> None:

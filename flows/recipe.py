@@ -22,8 +22,10 @@ from flows.recipe_file import read
 from flows.section import Section
 from flows.section import at as _at
 from olmo_model.config import PRESETS, ModelConfig
+from tasks.annotate import Annotation
 from tasks.errors import RecipeError
 from tasks.filters import Filter
+from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSource, MixSpec
 from tasks.scorers import ScorerConfig
@@ -299,6 +301,9 @@ class Recipe(Section):
     )
     sources: dict[str, Source] = Field(min_length=1, description="Sources by name.", json_schema_extra=_at(4))
     scorers: dict[str, Scorer] = Field(default={}, description="Scorers by name.", json_schema_extra=_at(5))
+    annotations: dict[str, Annotation] = Field(
+        default={}, description="Labels by a language model, for scorers to be trained on, by name.", json_schema_extra=_at(18)
+    )
     tokenizer: TokenizerConfig = Field(default=Cl100k(), description="The tokenizer.", json_schema_extra=_at(6))
     sequence_length: int = Field(default=4096, ge=8, description="Tokens of an instance.", json_schema_extra=_at(7))
     held_out: HeldOut = Field(default=HeldOut(), description="Documents kept for evaluation.", json_schema_extra=_at(8))
@@ -340,6 +345,7 @@ class Recipe(Section):
                 _known(f"reported.{key}.rows.{label}.sources", row.sources, taken, f"mixes.{table.mix}.sources" if table.mix else "sources")
         for source, config in self.sources.items():
             _known(f"sources.{source}.scores", config.scores, self.scorers, "scorers")
+        self._annotations_fit()
         for name, mix in self.mixes.items():
             _known(f"mixes.{name}.sources", mix.sources, selections, "sources")
             _adds_up(f"mixes.{name}", mix.spec, self.sequence_length)
@@ -368,6 +374,32 @@ class Recipe(Section):
         if (self.anneal or self.micro_anneals) and not self.pretrain:
             raise ValueError("anneal and micro_anneals start from a pretrained checkpoint: add `pretrain`")
         return self
+
+    def annotation_of(self, scorer: str) -> str | None:
+        """The annotation that a scorer is trained on."""
+        annotation = getattr(self.scorers[scorer].train, "annotation", None)
+        return annotation.name if annotation is not None else None
+
+    def annotated_for(self, source: str) -> list[str]:
+        """The sources whose annotated documents train a scorer of this source."""
+        names = [self.annotation_of(scorer) for scorer in self.sources[source].scores]
+        return [self.annotations[name].source for name in names if name is not None]
+
+    def _annotations_fit(self) -> None:
+        for name, asked in self.annotations.items():
+            _known(f"annotations.{name}.source", [asked.source], self.sources, "sources")
+        for name, scorer in self.scorers.items():
+            annotation, key = getattr(scorer.train, "annotation", None), f"scorers.{name}.train.annotation"
+            if annotation is None:
+                continue
+            _known(f"{key}.name", [annotation.name], self.annotations, "annotations")
+            labels = [str(label) for label in self.annotations[annotation.name].labels]
+            if isinstance(annotation, TopicFromAnnotation):
+                positive = {str(label) for label in annotation.positive}
+                if not positive < set(labels):
+                    raise ValueError(f"{key}.positive should be some but not all of the labels {', '.join(labels)}")
+            elif not set(labels) <= set("012345"):
+                raise ValueError(f"{key}: a regressor learns numbers from 0 to 5, but the labels are {', '.join(labels)}")
 
     def _batch_fits(self) -> None:
         if self.pretrain is None:

@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from tasks.errors import UserError
 from tasks.examples import Examples, load
-from tasks.shards import Shard, ShardTask, Step
+from tasks.from_annotation import FromAnnotation, TopicFromAnnotation, annotated, measure_edu, measure_topic
+from tasks.shards import Input, Shard, ShardTask, Step
 from tasks.sources import READERS, SourceConfig
-from tasks.sources.base import Bad, Dropped, RawFile
+from tasks.sources.base import Bad, Dropped
 from tasks.store import Books
 
 STEP = Step("train-scorer", 1, "tasks.train_scorer", ("fasttext-numpy2-wheel", "torch", "transformers", "tokenizers"))
 
 
-class FastTextTraining(BaseModel):
+class _Training(BaseModel):
+    @model_validator(mode="after")
+    def _one_kind_of_examples(self) -> Any:
+        if bool(self.examples) == (self.annotation is not None):  # type: ignore[attr-defined]
+            raise ValueError("give either examples or annotation")
+        return self
+
+
+class FastTextTraining(_Training):
     """Trains a fastText classifier in DCLM's manner; labels are `__label__...` words."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["fasttext"] = "fasttext"
-    examples: list[Examples] = Field(description="Labelled texts; a label such as hq becomes __label__hq.", min_length=1)
+    examples: list[Examples] = Field(default=[], description="Labelled texts; a label such as hq becomes __label__hq.")
+    annotation: TopicFromAnnotation | None = Field(default=None, description="Or labels that a language model gave.")
     dim: int = Field(default=100, ge=1, description="Size of the word vectors.")
     epochs: int = Field(default=5, ge=1, description="Passes over the examples.")
     lr: float = Field(default=0.1, gt=0, description="Learning rate.")
@@ -34,12 +45,13 @@ class FastTextTraining(BaseModel):
     bucket: int = Field(default=2_000_000, ge=1, description="Hash buckets for n-grams; the model takes bucket x dim x 4 bytes.")
 
 
-class RegressorTraining(BaseModel):
+class RegressorTraining(_Training):
     """Trains a small BERT with one regression output on texts labelled 0 to 5."""
 
     model_config = ConfigDict(extra="forbid")
     type: Literal["edu"] = "edu"
-    examples: list[Examples] = Field(description="Texts labelled 0 to 5.", min_length=1)
+    examples: list[Examples] = Field(default=[], description="Texts labelled 0 to 5.")
+    annotation: FromAnnotation | None = Field(default=None, description="Or labels that a language model gave.")
     epochs: int = Field(default=5, ge=1, description="Passes over the examples.")
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
     hidden_size: int = Field(default=64, ge=4, description="Width of the encoder.")
@@ -69,14 +81,17 @@ def read_by(config: AnyTraining) -> dict[str, SourceConfig]:
     return {f"examples:{i}": examples for i, examples in enumerate(config.examples)}
 
 
-def task(name: str, config: AnyTraining, raw: dict[str, list[RawFile]]) -> ShardTask:
-    """raw: the files of each set that it reads, as `read_by` names them."""
-    paths: Any = {"examples": {"__all__": {"paths"}}, "evaluations": {"__all__": {"__all__": {"paths"}}}}
-    return ShardTask(name, config.model_dump(mode="json", exclude=paths), {role: list(files) for role, files in raw.items()})
+def task(name: str, config: AnyTraining, inputs: dict[str, list[Input]]) -> ShardTask:
+    """inputs: the files of each set that it reads, as `read_by` names them, or under `annotation` the shard of one."""
+    left_out: Any = {"examples": {"__all__": {"paths"}}, "evaluations": {"__all__": {"__all__": {"paths"}}}, "annotation": {"name"}}
+    settings = config.model_dump(mode="json", exclude=left_out)
+    if settings.get("annotation") is None:
+        settings.pop("annotation", None)  # as it was before there were any, so that what is trained on files stays so
+    return ShardTask(name, settings, inputs)
 
 
 def run(shard: Shard) -> Books:
-    """Raw files -> model.bin (fastText), or a Hugging Face folder or an index under model/."""
+    """Raw files or an annotation -> model.bin (fastText), or a Hugging Face folder or an index under model/; summary.json."""
     return _index(shard) if shard.config["type"] == "contamination" else _train(shard)
 
 
@@ -109,10 +124,17 @@ def _instances(shard: Shard, name: str, each: list[SourceConfig], books: Books) 
 
 def _train(shard: Shard) -> Books:
     sets = [Examples.model_validate({**examples, "paths": ["-"]}) for examples in shard.config["examples"]]
-    config: Any = TypeAdapter(ScorerTraining).validate_python({**shard.config, "examples": sets})
+    given: dict[str, Any] = {**shard.config, "examples": sets}
+    if "annotation" in given:
+        given["annotation"] = {"name": "-", **given["annotation"]}
+    config: Any = TypeAdapter(ScorerTraining).validate_python(given)
     books = Books("examples")
-    pairs = load(shard, sets, books)
-    options = config.model_dump(exclude={"type", "examples"})
+    held_out: list[Any] = []
+    if config.annotation is None:
+        pairs = load(shard, sets, books)
+    else:
+        pairs, held_out = annotated(shard, config.annotation, books)
+    options = config.model_dump(exclude={"type", "examples", "annotation"})
     if isinstance(config, FastTextTraining):
         from tasks.scorers.fasttext_quality import LABEL_PREFIX, train_fasttext
 
@@ -122,6 +144,12 @@ def _train(shard: Shard) -> Books:
         from tasks.scorers.train_edu import train_regressor
 
         summary = dict(train_regressor([(text, _score(label, shard.name)) for text, label in pairs], shard.folder / "model", **options))
+    if config.annotation is not None:
+        topic = isinstance(config, FastTextTraining)
+        measured = measure_topic(shard, held_out) if topic else measure_edu(shard, config.max_tokens, held_out)
+        summary["held_out"] = asdict(measured)
+        for name, number in measured.at_main_threshold().counts.items():
+            books.count(name, number)
     (shard.folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return books
 
