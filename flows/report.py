@@ -12,7 +12,8 @@ import yaml
 
 from flows.recipe import MICRO, Recipe
 from flows.summary import RunSummary, load_summary
-from tasks import contamination, corpus, evaluate, report_data
+from tasks import annotate, contamination, corpus, evaluate, report_data
+from tasks.measure import Hits, Measured
 from tasks.report_page import render
 from tasks.report_scores import source_scores
 from tasks.scorers import ContaminationConfig
@@ -78,6 +79,8 @@ class Gathering:
             flows=[flow for flow in map(self._flow, self.recipe.sources) if flow.stages],
             scores=[self._scores(node) for node in self._of("select") if not self._gone(node)],
             files=self._files(),
+            annotations=[self._annotation(node) for node in self._of("annotate")],
+            classifiers=[found for node in self._of("train-scorer") if (found := self._classifier(node)) is not None],
             mixes=[self._mix(node) for node in self._of("mix")],
             contamination=[self._place(node) for node in self._of("contamination")],
             runs=[self._run(node) for node in self._of("train")],
@@ -195,6 +198,23 @@ class Gathering:
 
     def _left_out(self) -> list[Any]:
         return self.recipe.inventory.left_out if self.recipe.inventory else []
+
+    # -- labels by a language model ---------------------------------------------------------------------------------------------
+
+    def _annotation(self, node: Node) -> report_data.Annotation:
+        config, books = self.recipe.annotations[node["name"]], self._books(node)
+        labels = {name.removeprefix("label "): number for name, number in books.counts.items() if name.startswith("label ")}
+        unusable = {cause: number for cause, number in books.dropped.items() if cause != annotate.LATER}
+        tokens = books.counts["prompt_tokens"], books.counts["completion_tokens"]
+        return report_data.Annotation(node["name"], config.source, config.model, books.counts["asked"], labels, unusable, *tokens)
+
+    def _classifier(self, node: Node) -> report_data.Classifier | None:
+        annotation = self.recipe.annotation_of(node["name"])
+        if annotation is None:
+            return None
+        told = json.loads(self._file(node, "summary.json").read_text())["held_out"]
+        measured = Measured(**{**told, "hits": [Hits(**hits) for hits in told["hits"]]})
+        return report_data.Classifier(node["name"], annotation, self._books(node).kept, measured)
 
     # -- mixes and training ------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
 )
 TEXT = "{text}"
 NO_LABEL, OTHER_LABEL, MANY_LABELS = "there is no label in the answer", "the label is none of the list", "the answer has several labels"
+LATER = "not first in line"
 CUT = "the answer is cut at max_tokens"
 
 
@@ -142,7 +143,7 @@ def run(shard: Shard) -> Books:
 def _books(candidates: int, read: list[tuple[str | None, str | None]], replies: list[Reply]) -> Books:
     books = Books(read=candidates, kept=sum(label is not None for label, _ in read))
     if candidates > len(read):
-        books.drop("not first in line", candidates - len(read))
+        books.drop(LATER, candidates - len(read))
     for cause, number in sorted(Counter(cause for _, cause in read if cause).items()):
         books.drop(cause, number)
     books.count("asked", len(read))

@@ -104,7 +104,7 @@ class Chat:
     def ask_all(self, bodies: Sequence[dict[str, Any]], ask: Callable[[dict[str, Any]], None]) -> None:
         """Call `ask` for each body, `concurrency` at once. The first exception stops the others between two tries, and is raised."""
         with self.client, ThreadPoolExecutor(self.endpoint.concurrency, "chat") as pool:
-            futures = [pool.submit(ask, body) for body in bodies]
+            futures = [pool.submit(self._or_stop, ask, body) for body in bodies]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
@@ -113,6 +113,14 @@ class Chat:
         faults = [fault for future in done if (fault := future.exception()) is not None]
         if faults:
             raise next((fault for fault in faults if not isinstance(fault, _Stopped)), faults[0])
+
+    def _or_stop(self, ask: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> None:
+        try:
+            if not self.stopped.is_set():
+                ask(body)
+        except BaseException:
+            self.stopped.set()  # here, before this thread takes the next call
+            raise
 
     def ask(self, body: dict[str, Any]) -> Reply:
         """The reply to one request.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -22,6 +22,11 @@ class Hits:
     def counts(self) -> dict[str, int]:
         """The four numbers by name."""
         return {name: number for name, number in asdict(self).items() if name != "threshold"}
+
+    @property
+    def texts(self) -> int:
+        """How many were scored."""
+        return sum(self.counts.values())
 
     @property
     def precision(self) -> float | None:

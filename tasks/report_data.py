@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks.errors import UserError
+from tasks.measure import Measured
 
 _SPIKE_HISTORY = 1000  # values, section 3.2 of the report
 _SPIKE_DEVIATIONS = 7.0
@@ -213,6 +214,30 @@ class Place:
 
 
 @dataclass
+class Annotation:
+    """What a language model made of the documents that it was asked about: answers by label, and unusable ones by cause."""
+
+    name: str
+    source: str
+    model: str
+    asked: int
+    labels: dict[str, int]
+    unusable: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass
+class Classifier:
+    """A scorer trained on an annotation, and what it does on the part of it that was held out."""
+
+    name: str
+    annotation: str
+    trained_on: int  # examples
+    measured: Measured
+
+
+@dataclass
 class TrainingRun:
     """One training run's curves, equally long; None where a value was not finite. `tokens` starts at 0 where the run did."""
 
@@ -318,6 +343,8 @@ class ReportData:
     flows: list[SourceFlow] = field(default_factory=list)
     scores: list[SourceScores] = field(default_factory=list)
     files: list[FileEntry] = field(default_factory=list)
+    annotations: list[Annotation] = field(default_factory=list)
+    classifiers: list[Classifier] = field(default_factory=list)
     mixes: list[Mix] = field(default_factory=list)
     contamination: list[Place] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)

@@ -38,6 +38,7 @@ _HERE = Path(__file__).parent
 _SECTIONS = (
     ("documents", "Where documents went"),
     ("scores", "Scores and cuts"),
+    ("classifiers", "Classifiers"),
     ("files", "Files"),
     ("mixes", "Mixes"),
     ("contamination", "Contamination"),

@@ -9,12 +9,15 @@ from itertools import pairwise
 import pytest
 
 from tasks.errors import UserError
+from tasks.measure import Hits, Measured
 from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import Line, line_chart, log_ticks, ticks
 from tasks.report_data import (
+    Annotation,
     Artifact,
     Categories,
     Checkpoint,
+    Classifier,
     Cut,
     EvaluationInside,
     Example,
@@ -109,6 +112,8 @@ def full_data() -> ReportData:
                                   [Example("doc-1", 1.98, "just below the line", "edu < 2")], [Example("doc-2", 2.02, "just above")])])],
         files=[FileEntry("web/a.jsonl.zst", 1500, "read", "web", "dclm", 100, 1, "line 7: bad byte"),
                FileEntry("notes.txt", 10, "unmentioned"), FileEntry("web/old.zst", 10, "left out", why="excluded")],
+        annotations=[Annotation("topic", "web", "judge-1", 900, {"math": 500, "other": 380}, {"the model refused": 20}, 1_500_000, 900)],
+        classifiers=[Classifier("maths", "topic", 800, Measured(0.5, [Hits(0.5, 30, 10, 20, 40), Hits(0.9, 0, 0, 50, 50)], 0.25))],
         mixes=[Mix("anneal mix", [MixRow("web", 752_000_000, 24_290_000, 100), MixRow("posts", 1_000_000, 4_000_000, 40, 4)], ["a"])],
         contamination=[
             Place("programs", "source", 13, 1259, {"gsm8k": EvaluationInside(1319, 660, 661, 659, 659, [ducks], 4, 5),
@@ -133,7 +138,19 @@ def full_data() -> ReportData:
 def test_every_section_is_there_and_every_element_is_closed():
     page = Page(render(full_data()))
     assert page.open == []
-    names = ["documents", "scores", "files", "mixes", "contamination", "training", "micro-anneals", "soup", "lineage", "recipe"]
+    names = [
+        "documents",
+        "scores",
+        "classifiers",
+        "files",
+        "mixes",
+        "contamination",
+        "training",
+        "micro-anneals",
+        "soup",
+        "lineage",
+        "recipe",
+    ]
     assert [attrs["id"] for tag, attrs in page.elements if tag == "section"] == names
     assert "nothing" not in page.text.lower()
     expected = {
@@ -153,6 +170,19 @@ def test_every_section_is_there_and_every_element_is_closed():
             "just above",
             "selected",
             "de",
+        ],
+        "classifiers": [
+            "judge-1",
+            "math 500, other 380",
+            "the model refused: 20",
+            "1.5M",
+            "800 documents of topic",
+            "100 others",
+            "0.250",
+            "0.750",
+            "0.600",
+            "0.667",
+            "–",
         ],
         "files": ["web/a.jsonl.zst", "1.5 kB", "line 7: bad byte", "notes.txt", "1 that nobody mentions", "excluded"],
         "mixes": ["anneal mix", "752M", "3.23", "400", "85.86", "4×", "28.3M"],
@@ -180,7 +210,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 10
+    assert sum(tag == "section" for tag, _ in page.elements) == 11
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
