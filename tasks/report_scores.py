@@ -66,7 +66,7 @@ def histogram(column: str, values: pa.ChunkedArray, keep: np.ndarray, marks: Seq
     finite = numbers[np.isfinite(numbers)]
     if not len(finite):
         return found
-    found.log = (log and finite.min() >= 0 and finite.max() > 0) or _is_spread(finite)
+    found.log = bool(log and finite.min() >= 0 and finite.max() > 0) or _is_spread(finite)
     if found.log:
         zero = numbers == 0
         found.zeros_kept, found.zeros_dropped = int((zero & keep).sum()), int((zero & ~keep).sum())
