@@ -201,6 +201,7 @@ class _Asking:
             self.found[key] = reply
             label, cause = self.config.read(reply)
             self.unusable += self.weights[key] if label is None else 0
+            self.shard.progress(len(self.found), 0, len(self.found) / len(self.requests))
             if self.unusable > self.config.max_unusable * len(self.texts):
                 raise _TooManyUnusable(_too_many(self.unusable, len(self.texts), self.config.max_unusable, str(cause), reply.text))
 

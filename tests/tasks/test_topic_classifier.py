@@ -15,8 +15,9 @@ from flows.plan import make_plan
 from flows.recipe import Recipe
 from flows.report import Gathering
 from flows.summary import RunSummary
-from tasks import annotate, train_scorer
+from tasks import annotate, from_annotation, train_scorer
 from tasks.engine import LocalEngine
+from tasks.from_annotation import FromAnnotation, TopicFromAnnotation
 from tasks.measure import Hits, measure, measure_scale
 from tasks.report_page import render
 from tasks.scorers.edu_classifier import EduClassifier, EduClassifierConfig
@@ -24,7 +25,7 @@ from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfi
 from tasks.shards import Shard, ShardRef, input_files, run_shard
 from tasks.sources.base import RawFile
 from tasks.store import Books
-from tasks.train_scorer import FastTextTraining, TopicFromAnnotation
+from tasks.train_scorer import FastTextTraining
 
 MATHS = ["theorem", "proof", "lemma", "integral", "prime", "group", "field", "limit"]
 COOKING = ["soup", "butter", "oven", "salt", "onion", "cake", "flour", "spoon"]
@@ -110,8 +111,8 @@ def only(pipeline, step, name):
 
 def parts(labelled, use):
     """What is trained on and what is held out of labelled texts."""
-    shard = Shard({}, {"annotations": [labelled]}, None)
-    return train_scorer.annotated(shard, use, Books())
+    shard = Shard({}, {"annotation": [labelled]}, None)
+    return from_annotation.annotated(shard, use, Books())
 
 
 def test_labels_train_a_filter_that_keeps_the_topic_of_another_source(tmp_path, server):
@@ -172,7 +173,7 @@ def test_labels_from_0_to_5_train_a_regressor_that_is_measured_on_the_held_out_p
     }
     config["sources"]["textbooks"] |= {"scores": {"edu": {}}, "filters": [{"column": "edu", "min": 3}]}
     pipeline = run(config)
-    train, held_out = parts(only(pipeline, "annotate", "topic"), train_scorer.FromAnnotation(name="topic"))
+    train, held_out = parts(only(pipeline, "annotate", "topic"), FromAnnotation(name="topic"))
     files = only(pipeline, "train-scorer", "edu")
     summary = json.loads(files["summary.json"].read_text())
     assert summary["examples"] == len(train) and len(held_out) >= 3
@@ -227,14 +228,14 @@ def test_precision_recall_and_f1_are_those_counted_by_hand():
 
 def test_a_scorer_trained_on_files_has_the_config_that_it_always_had():
     files = {"format": "jsonl", "paths": ["a"], "label": "hq"}
-    task = train_scorer.task("q", FastTextTraining.model_validate({"examples": [files]}), [[RawFile("a", "a", 1, "x")]])
+    task = train_scorer.task("q", FastTextTraining.model_validate({"examples": [files]}), {"examples:0": [RawFile("a", "a", 1, "x")]})
     assert set(task.config) == {"type", "examples", "dim", "epochs", "lr", "word_ngrams", "bucket"} and set(task.inputs) == {"examples:0"}
 
 
 def test_the_name_of_an_annotation_is_no_part_of_what_is_trained_and_its_held_out_share_is():
     def key(**use):
         training = FastTextTraining.model_validate({"annotation": {"name": "t", "positive": ["a"], **use}})
-        return train_scorer.task("q", training, [], [ShardRef("annotate", "k")]).key(train_scorer.STEP)
+        return train_scorer.task("q", training, {"annotation": [ShardRef("annotate", "k")]}).key(train_scorer.STEP)
 
     assert key(name="u") == key() != key(held_out=0.2)
 
