@@ -259,6 +259,17 @@ def test_no_mix_of_a_subset_holds_a_document_held_out_of_its_source(folder):
     assert held and not held & rows("mid", "web/good")
 
 
+def test_the_openwebmath_filter_is_planned_without_a_network_and_states_the_reports_numbers(offline, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    recipe = load(RECIPES / "openwebmath-filter.yaml", [f"store={tmp_path}"])
+    assert set(plan_of("openwebmath-filter", tmp_path)["unlisted"]) == set(recipe.sources)
+    annotation = recipe.annotations["is-math"]
+    assert (annotation.source, annotation.documents, annotation.model) == ("open_web_math", 10_000, "gpt-4o-2024-08-06")
+    filtered = [name for name, source in recipe.sources.items() if "math" in source.scores]
+    assert filtered == ["maths_college", "education_college_students", "metamath", "codesearchnet"]
+    assert all(recipe.sources[name].filters[0].column == "math" for name in filtered)
+
+
 def test_sources_that_can_be_listed_are_planned_beside_those_that_cannot(folder, offline):
     changed = small(folder)
     changed["sources"]["far"] = {
