@@ -107,7 +107,7 @@ def fault(lab, **options):
 
 
 def test_every_usable_answer_is_the_label_and_every_other_is_counted_by_its_cause(lab, server):
-    lab.annotation["endpoint"]["timeout_seconds"] = 0.5
+    lab.annotation["endpoint"]["timeout_seconds"] = 1.5
     lab.annotation["max_unusable"] = 0.5
     passing = [(429, "slow down", {"Retry-After": "0"}), 500, "hangs", "garbage", "no choices", "resets", 503]
     for number, what in enumerate(passing):
@@ -137,7 +137,7 @@ def test_every_usable_answer_is_the_label_and_every_other_is_counted_by_its_caus
     assert {name: number for name, number in books.counts.items() if name.startswith("label ")} == {
         f"label {k}": v for k, v in labels.items()
     }
-    assert [server.asked[text_of(number)] for number in range(len(passing))] == [2] * len(passing)
+    assert all(server.asked[text_of(number)] >= 2 for number in range(len(passing)))
     assert "30 asked about, 6 answers unusable" in line_of(made)
 
 
