@@ -174,7 +174,7 @@ def line_of(artifact: Artifact) -> str:
         flow += f", {books.counts['duplicate_ids']:,} with an id that another document of the source has"
     if books.quarantined:
         flow += f", {books.quarantined:,} quarantined"
-    return f"{artifact.step:<12} {artifact.name:<28} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")
+    return f"{artifact.step:<15} {artifact.name:<32} {state:<16} {flow}" + (f"  {artifact.seconds:.1f} s" if artifact.made else "")
 
 
 def _hits(counts: dict[str, int]) -> str:

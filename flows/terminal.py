@@ -47,7 +47,7 @@ class Terminal:
                 self.console.print(escape(str(progress)))
             return
         shown: dict[str, Any] = {
-            "description": escape(f"{progress.step:<12} {progress.name:<28}" if self.is_wide else f"{progress.step} {progress.name}"),
+            "description": escape(f"{progress.step:<15} {progress.name:<32}" if self.is_wide else f"{progress.step} {progress.name}"),
             "detail": escape(progress.detail(short=not self.is_wide)),
             "completed": progress.share,
         }
