@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test soak bench lint format clean
 
 demo: .venv/.installed
 	$(BIN)/olmoflow run end-to-end deployments/recipes/demo.yaml
@@ -16,6 +16,11 @@ test: .venv/.installed-test
 
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+
+# About an hour on a quiet machine; the peers' numbers are taken in the same run.
+bench: .venv/.installed-test .venv-peers/.installed
+	for name in repetition tokenization curation rethreshold; do \
+		$(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.json || exit 1; done
 
 lint: .venv/.installed-lint
 	$(BIN)/ruff check .
@@ -44,5 +49,11 @@ format: .venv/.installed-lint
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
+# The dolma toolkit pins releases that nothing else here can live with.
+.venv-peers/.installed:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check dolma==1.2.1
+	@touch $@
+
 clean:
-	rm -rf .venv store corpus
+	rm -rf .venv .venv-peers store corpus

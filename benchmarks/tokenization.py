@@ -2,7 +2,7 @@
 
 All three read JSON lines in gzip and write token files, on one core; ours runs the steps ingest and tokenize through Pipeline and its local
 engine, worker processes and the store included. Every document's ids are compared with tiktoken's. The dolma toolkit pins old libraries and
-needs an environment of its own: `make .venv-peers` makes one, or name its Python with --dolma-python.
+needs an environment of its own: `make .venv-peers/.installed` makes one, or name its Python with --dolma-python.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     claims["tokenization_vs_dolma"] = (
         measure.claim(measure.ratios(runs["dolma"], runs["olmoflow"]))
         if "dolma" in runs
-        else measure.unmeasured(f"there is no {options.dolma_python}: `make .venv-peers` makes it")
+        else measure.unmeasured(f"there is no {options.dolma_python}: `make .venv-peers/.installed` makes it")
     )
     measure.report(table, claims, options.out)
 
