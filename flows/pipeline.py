@@ -36,6 +36,7 @@ from tasks import (
     train_tokenizer,
 )
 from tasks.engine import LocalEngine
+from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.mix_plan import MixSpec
@@ -486,4 +487,6 @@ def _weighed(tasks: list[ShardTask], documents: Artifact) -> list[ShardTask]:
 
 
 def make_runner(recipe: Recipe, watch: Watch = ignore, **options: Any) -> Runner:
-    return Runner(Store(recipe.store), LocalEngine(recipe.where.engine.workers, watch), **options)
+    config = recipe.where.engine
+    engine = RayEngine(config, watch) if isinstance(config, RayConfig) else LocalEngine(config.workers, watch)
+    return Runner(Store(recipe.store), engine, **options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from flows.declared import Declared, Reported
 from flows.recipe_file import read
@@ -23,6 +23,8 @@ from flows.section import Section
 from flows.section import at as _at
 from olmo_model.config import PRESETS, ModelConfig
 from tasks.annotate import Annotation
+from tasks.engine import LocalConfig
+from tasks.engine_ray import RayConfig
 from tasks.errors import RecipeError
 from tasks.filters import Filter
 from tasks.from_annotation import TopicFromAnnotation
@@ -38,17 +40,20 @@ from tasks.train_tokenizer import Cl100k, TokenizerConfig
 MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
 
 
-class EngineConfig(Section):
-    """Where the shards of data steps run."""
+def _engine_kind(value: Any) -> Any:
+    return value.get("kind", "local") if isinstance(value, dict) else getattr(value, "kind", None)
 
-    kind: Literal["local"] = Field(default="local", description="local: processes of this machine.", json_schema_extra=_at(0))
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="Processes at once.", json_schema_extra=_at(1))
+
+EngineConfig = Annotated[
+    Annotated[LocalConfig, Tag("local")] | Annotated[RayConfig, Tag("ray")],
+    Discriminator(_engine_kind, custom_error_type="engine", custom_error_message="`kind` is local or ray"),
+]
 
 
 class Where(Section):
     """The machine. Changes no artifact."""
 
-    engine: EngineConfig = Field(default=EngineConfig(), description="Data steps.", json_schema_extra=_at(0))
+    engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_at(0))
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
 
 

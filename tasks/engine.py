@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import scratch
 from tasks.errors import UserError
@@ -26,6 +28,16 @@ class StepFailed(Exception):
     """A step's own code failed: a bug, or a machine at its end. Carries the worker's traceback."""
 
 
+class LocalConfig(BaseModel):
+    """Shards on processes of this machine."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["local"] = Field(default="local", description="local: processes of this machine.", json_schema_extra={"position": 0})
+    workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Processes at once.", json_schema_extra={"position": 1}
+    )
+
+
 class LocalEngine(Engine):
     """Shards on processes of this machine: `python -m tasks.shard`, `workers` at once, each shard whole in one of them."""
 
@@ -37,14 +49,27 @@ class LocalEngine(Engine):
         for spec, rank in zip(plan["shards"], balanced(weights, workers), strict=True):
             spec["rank"] = rank
         threads = max(1, (os.cpu_count() or 1) // workers)
-        with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
-            path = Path(folder) / "plan.json"
-            path.write_text(json.dumps(plan))
-            watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, self.watch)
-            codes = _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads, watcher)
-            watcher()
-            errors = [error for file in sorted(path.parent.glob("error-*.json")) for error in json.loads(file.read_text())]
+        codes, errors = run_workers(
+            plan,
+            weights,
+            lambda path: [[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)],
+            threads,
+            self.watch,
+        )
         raise_errors(plan, errors, codes)
+
+
+def run_workers(
+    plan: dict[str, Any], weights: list[int], commands: Callable[[Path], list[list[str]]], threads: int, watch: Watch
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Run `commands(path of the plan)` as processes of this machine; returns their exit codes and the errors that they left beside the plan."""
+    with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(json.dumps(plan))
+        watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, watch)
+        codes = _run_all(commands(path), threads, watcher)
+        watcher()
+        return codes, [error for file in sorted(path.parent.glob("error-*.json")) for error in json.loads(file.read_text())]
 
 
 def balanced(weights: list[int], workers: int) -> list[int]:
@@ -84,10 +109,12 @@ def raise_errors(plan: dict[str, Any], errors: list[dict[str, Any]], codes: list
         raise UserError(f"{errors[0]['message']}{more}")
     killed = [code for code in codes if code != 0]
     if killed:
-        raise UserError(f"{step}: a worker process ended with {_ending(killed[0])}; run the same command again to go on where it stopped")
+        short = " (killed: was memory short? then lower engine.workers)" if killed[0] == -9 else ""
+        raise UserError(
+            f"{step}: a worker process ended with {ending(killed[0])}{short}; run the same command again to go on where it stopped"
+        )
 
 
-def _ending(code: int) -> str:
-    if code == -9:
-        return "signal 9 (killed: was memory short? then lower engine.workers)"
+def ending(code: int) -> str:
+    """A process's exit code in words."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"

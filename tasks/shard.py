@@ -18,7 +18,7 @@ from typing import Any
 from tasks.errors import UserError
 from tasks.processes import die_with_parent
 from tasks.progress import Meter
-from tasks.shards import run_shard
+from tasks.shards import check_software, run_shard
 from tasks.storage import ROOM, StorageError, is_full
 from tasks.store import Store
 
@@ -26,7 +26,7 @@ from tasks.store import Store
 def main(plan_path: str, rank: int) -> int:
     plan = json.loads(Path(plan_path).read_text())
     store = Store(plan["store"])
-    function = importlib.import_module(plan["step"]["module"]).run
+    module = importlib.import_module(plan["step"]["module"])
     errors: list[dict[str, Any]] = []
     meter = Meter(Path(plan_path).with_name(f"progress-{rank}.json"))
     for spec in plan["shards"]:
@@ -34,7 +34,8 @@ def main(plan_path: str, rank: int) -> int:
             continue
         failed, away = len(errors), False
         try:
-            run_shard(store, plan["step"], spec, function, meter.begin(spec["weight"]))
+            check_software(plan, module)
+            run_shard(store, plan["step"], spec, module.run, meter.begin(spec["weight"]))
         except UserError as error:
             errors.append({"shard": spec["name"], "message": str(error), "user": True})
             away = isinstance(error, StorageError)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tasks.errors import UserError
@@ -214,7 +215,7 @@ class Runner:
             return
         shards = [{"key": key, **asdict(task), "inputs": _inputs_json(task)} for key, task in missing.items()]
         self.engine.run(
-            {"store": self.store.url, "step": asdict(step), "name": name, "shards": shards},
+            {"store": self.store.url, "step": asdict(step), "name": name, "software": software(step.libraries), "shards": shards},
             [t.weight for t in missing.values()],
             self.store,
         )
@@ -276,6 +277,21 @@ def software(libraries: Sequence[str]) -> dict[str, str]:
     """Versions that made an artifact."""
     names = dict.fromkeys(["olmoflow", "numpy", "pyarrow", *libraries])
     return {"python": platform.python_version(), **{name: library_version(name) for name in names}}
+
+
+def check_software(plan: dict[str, Any], module: ModuleType) -> None:
+    """Raise UserError where a worker's machine has other versions than the plan was made with: its bytes would bear the wrong key."""
+    here = {name: library_version(name) for name in plan["software"] if name != "python"}
+    steps = {step.name: step.version for step in vars(module).values() if isinstance(step, Step)}
+    step, planned = plan["step"]["name"], dict(plan["software"])
+    if step in steps:
+        here[f"step {step}"], planned[f"step {step}"] = f"version {steps[step]}", f"version {plan['step']['version']}"
+    for name, there in here.items():
+        if there != planned[name]:
+            raise UserError(
+                f"{platform.node()} has {name} {there} where the run was planned with {planned[name]}: "
+                "install the same olmoflow with the same constraints.txt on every machine"
+            )
 
 
 # -- inside a shard ------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,290 @@
+"""The Ray engine: one Ray task a shard, on any cluster that sees the store and the raw files.
+
+Ray lives in a process of its own, `python -m tasks.engine_ray PLAN.json`: a process that has joined a cluster gets Ray's signal handlers and is
+ended by Ray, without an exception, when the cluster is gone. Within a task the shard is made by the very process that the local engine
+starts, `python -m tasks.shard`: a crash of a native library or the memory it leaves behind ends with it, its libraries see their thread
+limits before they are loaded, and it dies with Ray's worker. That costs half a second a shard.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.engine import ending, raise_errors, run_workers
+from tasks.errors import UserError
+from tasks.processes import die_with_parent
+from tasks.progress import Watch, ignore
+from tasks.shards import Engine
+from tasks.store import Store
+
+CONNECT_SECONDS = 60  # Ray itself tries for many minutes
+NODE_SECONDS = 120  # how long a plan waits while no node can hold a shard
+RECORD_SECONDS = 90  # a file system over the network may hide a new file from another node for a minute
+POLL_SECONDS = 1.0
+NODE_LOSSES = 3  # that a shard outlives
+
+
+class RayConfig(BaseModel):
+    """Shards on a Ray cluster. Its nodes need the same installation, and must see the store and the raw files under the same paths."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["ray"] = Field(default="ray", description="ray: tasks of a Ray cluster.", json_schema_extra={"position": 0})
+    address: str = Field(
+        default="auto",
+        pattern=r"^(auto|(ray://)?[^/\s]+:[0-9]+)$",
+        description="HOST:PORT of the head from a node of the cluster, ray://HOST:PORT from outside; auto: RAY_ADDRESS, or the cluster that this machine is a node of.",
+        json_schema_extra={"position": 1},
+    )
+    cpus_per_shard: int = Field(default=1, ge=1, description="CPUs that a shard holds, and its threads.", json_schema_extra={"position": 2})
+    memory_gb_per_shard: float | None = Field(
+        default=None,
+        gt=0,
+        description="Memory that a shard holds in Ray's books; none where left empty.",
+        json_schema_extra={"position": 3},
+    )
+    gpus_per_shard: float = Field(
+        default=0, ge=0, description="GPUs that a shard sees, or the part of one; without it none.", json_schema_extra={"position": 4}
+    )
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a shard holds, in Ray's names and units."""
+        wanted = {"CPU": self.cpus_per_shard, "GPU": self.gpus_per_shard, "memory": int((self.memory_gb_per_shard or 0) * 1e9)}
+        return {name: amount for name, amount in wanted.items() if amount}
+
+
+class RayEngine(Engine):
+    """Shards as tasks of a Ray cluster. `node_seconds`: how long to wait while no node can hold a shard."""
+
+    def __init__(self, config: RayConfig, watch: Watch = ignore, node_seconds: float = NODE_SECONDS) -> None:
+        self.config, self.watch, self.node_seconds = config, watch, node_seconds
+
+    def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise UserError('where.engine.kind is ray, but Ray is not installed here: pip install "olmoflow[ray]", or take kind local')
+        step = f"{plan['step']['name']} {plan['name']}"
+        url = store.root if store.is_local else store.url  # a relative folder is another one on another node
+        ray = {**self.config.model_dump(), "node_seconds": self.node_seconds}
+        (code,), errors = run_workers(
+            {**plan, "store": url, "ray": ray},
+            weights,
+            lambda path: [[sys.executable, "-m", "tasks.engine_ray", str(path)]],
+            1,
+            self.watch,
+        )
+        if code and not errors:
+            raise UserError(
+                f"{step}: the cluster of where.engine.address {self.config.address} was lost (its driver ended with {ending(code)}); "
+                "see `ray status` there, and run the same command again to go on where it stopped"
+            )
+        raise_errors(plan, errors, [])
+        self._await_records(plan, store, url)
+
+    def _await_records(self, plan: dict[str, Any], store: Store, url: str) -> None:
+        """Wait until what the nodes have committed can be seen here; if it never can, they have another store."""
+        deadline = time.monotonic() + RECORD_SECONDS
+        name = plan["step"]["name"]
+        for spec in plan["shards"]:
+            while store.record(name, spec["key"]) is None:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{name} {plan['name']}: a node of the Ray cluster made shard {spec['name']}, but the store {url} here does not have it: "
+                        "give a `store` that every node shares, a folder mounted at the same path or a URL such as s3://bucket/store"
+                    )
+                time.sleep(POLL_SECONDS)
+                store.names(f"shards/{name}")  # opening a folder makes a network file system ask anew what is in it
+
+
+# -- the process that has joined the cluster -------------------------------------------------------------------------------------------
+
+
+def main(plan_path: Path) -> int:
+    """Run a plan's shards on the cluster; leaves `error-0.json` and `progress-0.json` beside the plan, as the runner of shards does."""
+    plan = json.loads(plan_path.read_text())
+    options = plan.pop("ray")
+    config = RayConfig(**{name: value for name, value in options.items() if name != "node_seconds"})
+    try:
+        _connect(config.address, plan_path)
+        errors = _run(plan, config, options["node_seconds"], plan_path.with_name("progress-0.json"))
+    except UserError as error:
+        errors = [_error(None, str(error))]
+    except Exception as error:
+        errors = [_error(None, f"{type(error).__name__}: {error}", traceback.format_exc())]
+    if errors:
+        _write(plan_path.with_name("error-0.json"), errors)
+    return 1 if errors else 0
+
+
+def _error(shard: str | None, message: str, bug: str | None = None) -> dict[str, Any]:
+    return {"shard": shard, "message": message, "user": bug is None, "traceback": bug or ""}
+
+
+def _write(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+def _connect(address: str, plan_path: Path) -> None:
+    import ray
+
+    def give_up() -> None:
+        _write(plan_path.with_name("error-0.json"), [_error(None, _unreachable(address, f"no answer within {CONNECT_SECONDS} seconds"))])
+        os._exit(1)  # Ray's own trying cannot be broken off
+
+    if address != "auto":
+        host, port = address.removeprefix("ray://").rsplit(":", 1)
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise UserError(_unreachable(address, str(error))) from error
+    timer = threading.Timer(CONNECT_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False)
+    except Exception as error:  # each way of joining raises its own
+        raise UserError(_unreachable(address, str(error).strip().split("\n")[0])) from error
+    finally:
+        timer.cancel()
+
+
+def _unreachable(address: str, cause: str) -> str:
+    return f"the Ray cluster of where.engine.address {address} cannot be joined: {cause}; start it with `ray start --head`, or give the address of its head"
+
+
+def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress: Path) -> list[dict[str, Any]]:
+    """Every shard tried once, the heaviest first; returns what failed, in the plan's order.
+
+    Twice what the cluster can hold is in flight: the rest of the plan costs Ray nothing, and a node never waits for this process.
+    """
+    import ray
+
+    order = sorted(range(len(plan["shards"])), key=lambda index: -plan["shards"][index]["weight"])
+    waiting: deque[int] = deque(order)
+    running: dict[Any, int] = {}
+    wanted = config.resources
+    make = ray.remote(make_shard).options(
+        num_cpus=wanted["CPU"],
+        num_gpus=wanted.get("GPU"),
+        memory=wanted.get("memory"),
+        max_retries=NODE_LOSSES,
+        name=f"{plan['step']['name']} {plan['name']}",
+    )
+    failed: dict[int, list[dict[str, Any]]] = {}
+    sums: dict[str, float] = {}
+    places, looked, last_place = 0, float("-inf"), time.monotonic()
+    while waiting or running:
+        now = time.monotonic()
+        if now - looked >= POLL_SECONDS:
+            places, looked = sum(_places(wanted)), now
+            if places:
+                last_place = now
+            elif now - last_place >= node_seconds:
+                raise UserError(_no_place(wanted))
+        while waiting and len(running) < max(2 * places, 1):
+            index = waiting.popleft()
+            running[make.remote({**plan, "shards": [{**plan["shards"][index], "rank": 0}]}, config.cpus_per_shard)] = index
+        if not ray.wait(list(running), timeout=POLL_SECONDS)[0]:
+            continue
+        for ref in ray.wait(list(running), num_returns=len(running), timeout=0)[0]:
+            index = running.pop(ref)
+            errors, done = _outcome(ref, plan["shards"][index]["name"])
+            if errors:
+                failed[index] = errors
+            for name, number in done.items():
+                sums[name] = sums.get(name, 0) + number
+        _write(progress, sums)
+    return [error for index in sorted(failed) for error in failed[index]]
+
+
+def _places(wanted: dict[str, float]) -> Iterator[int]:
+    """How many shards each living node can hold."""
+    import ray
+
+    for node in ray.nodes():
+        if node["Alive"]:
+            yield min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in wanted.items())
+
+
+def _no_place(wanted: dict[str, float]) -> str:
+    import ray
+
+    units = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
+    largest = {name: max((node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0) for name in wanted}
+    shard = " and ".join(f"{amount:g} {units[name]}" for name, amount in wanted.items())
+    node = ", ".join(f"{amount:g} {units[name]}" for name, amount in largest.items())
+    return f"no node of the Ray cluster can hold a shard of {shard} (at most {node} on one): lower where.engine's needs of a shard, or start a larger node"
+
+
+def _outcome(ref: Any, shard: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """What a task left: its errors, and its sums for the progress."""
+    import ray
+
+    try:
+        outcome = ray.get(ref)
+    except ray.exceptions.RayTaskError as error:  # make_shard itself raised
+        return [_error(shard, f"{shard}: {error.cause}", str(error))], {}
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().split("\n")[0]
+        return [_error(shard, f"{shard}: lost {NODE_LOSSES + 1} times ({cause}); run the same command again to go on where it stopped")], {}
+    errors = outcome["errors"]
+    if outcome["code"] and not errors:
+        hint = ": was memory short? then raise where.engine.memory_gb_per_shard" if outcome["code"] == -9 else ""
+        said = f", saying {outcome['said']!r}" if outcome["said"] else ""
+        errors = [_error(shard, f"{shard}: its process on node {outcome['node']} ended with {ending(outcome['code'])}{said}{hint}")]
+    return errors, outcome["progress"]
+
+
+def make_shard(plan: dict[str, Any], threads: int) -> dict[str, Any]:
+    """In a Ray worker: run the plan's one shard in a process of its own.
+
+    Ray sends this function by value, so it can tell of a node that lacks the package.
+    """
+    import json
+    import platform
+    import subprocess
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    outcome: dict[str, Any] = {"node": platform.node(), "code": 0, "errors": [], "progress": {}, "said": ""}
+    try:
+        from tasks import scratch
+        from tasks.processes import child_environment
+    except ImportError as error:
+        message = f"node {platform.node()} of the Ray cluster cannot import olmoflow ({error}): install the same olmoflow on every node"
+        return {**outcome, "errors": [{"shard": plan["shards"][0]["name"], "message": message, "user": True}]}
+    with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(json.dumps(plan))
+        command = [sys.executable, "-m", "tasks.shard", str(path), "0"]
+        done = subprocess.run(command, env=child_environment(threads), start_new_session=True, stderr=subprocess.PIPE, text=True)
+        sys.stderr.write(done.stderr)
+        found = {}
+        for name in ("error", "progress"):
+            file = path.with_name(f"{name}-0.json")
+            found[name] = json.loads(file.read_text()) if file.exists() else None
+    said = (done.stderr.strip().splitlines() or [""])[-1]
+    return {**outcome, "code": done.returncode, "errors": found["error"] or [], "progress": found["progress"] or {}, "said": said}
+
+
+if __name__ == "__main__":
+    die_with_parent(int(os.environ.get("OLMOFLOW_PARENT", os.getppid())))
+    log = Path(sys.argv[1]).with_name("ray.log").open("wb")
+    for stream in (1, 2):  # Ray's own words are not for the terminal
+        os.dup2(log.fileno(), stream)
+    sys.exit(main(Path(sys.argv[1])))
