@@ -1,9 +1,9 @@
-"""The Ray engine: one Ray task a shard, on any cluster that sees the store and the raw files.
+"""The Ray engine: shards as Ray tasks, on any cluster that sees the store and the raw files.
 
 Ray lives in a process of its own, `python -m tasks.engine_ray PLAN.json`: a process that has joined a cluster gets Ray's signal handlers and is
 ended by Ray, without an exception, when the cluster is gone. Within a task the shard is made by the very process that the local engine
 starts, `python -m tasks.shard`: a crash of a native library or the memory it leaves behind ends with it, its libraries see their thread
-limits before they are loaded, and it dies with Ray's worker. That costs half a second a shard.
+limits before they are loaded, and it dies with Ray's worker. That costs half a second a task.
 """
 
 from __future__ import annotations
@@ -167,17 +167,19 @@ def _unreachable(address: str, cause: str) -> str:
 
 
 def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress: Path) -> list[dict[str, Any]]:
-    """Every shard tried once, the heaviest first; returns what failed, in the plan's order.
+    """Every shard tried, the heaviest first; returns what failed, in the plan's order.
 
-    Twice what the cluster can hold is in flight: the rest of the plan costs Ray nothing, and a node never waits for this process.
+    Twice what the cluster can hold is in flight: the rest of the plan costs Ray nothing, and a node never waits for this process. While many
+    shards wait, a task takes several, since a process loads a scorer's model once: a quarter of a node's fair share of what is left (guided
+    self-scheduling, Polychronopoulos and Kuck 1987). Where such a task's process dies, its shards are tried one by one, to find which it was.
     """
     import ray
 
-    order = sorted(range(len(plan["shards"])), key=lambda index: -plan["shards"][index]["weight"])
-    waiting: deque[int] = deque(order)
-    running: dict[Any, int] = {}
+    shards = [{**spec, "rank": 0} for spec in plan["shards"]]
+    waiting = deque(sorted(range(len(shards)), key=lambda index: -shards[index]["weight"]))
+    running: dict[Any, list[int]] = {}
     wanted = config.resources
-    make = ray.remote(make_shard).options(
+    make = ray.remote(make_shards).options(
         num_cpus=wanted["CPU"],
         num_gpus=wanted.get("GPU"),
         memory=wanted.get("memory"),
@@ -186,6 +188,7 @@ def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress:
     )
     failed: dict[int, list[dict[str, Any]]] = {}
     sums: dict[str, float] = {}
+    one_by_one = False
     places, looked, last_place = 0, float("-inf"), time.monotonic()
     while waiting or running:
         now = time.monotonic()
@@ -196,16 +199,21 @@ def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress:
             elif now - last_place >= node_seconds:
                 raise UserError(_no_place(wanted))
         while waiting and len(running) < max(2 * places, 1):
-            index = waiting.popleft()
-            running[make.remote({**plan, "shards": [{**plan["shards"][index], "rank": 0}]}, config.cpus_per_shard)] = index
+            size = 1 if one_by_one or not places else max(1, len(waiting) // (4 * places))
+            taken = [waiting.popleft() for _ in range(size)]
+            running[make.remote({**plan, "shards": [shards[index] for index in taken]}, config.cpus_per_shard)] = taken
         if not ray.wait(list(running), timeout=POLL_SECONDS)[0]:
             continue
         for ref in ray.wait(list(running), num_returns=len(running), timeout=0)[0]:
-            index = running.pop(ref)
-            errors, done = _outcome(ref, plan["shards"][index]["name"])
-            if errors:
-                failed[index] = errors
-            for name, number in done.items():
+            taken = running.pop(ref)
+            outcome = _outcome(ref, shards[taken[0]]["name"])
+            if outcome["code"] and not outcome["errors"] and len(taken) > 1:
+                one_by_one = True
+                waiting.extendleft(reversed(taken))
+                continue
+            if errors := outcome["errors"] or _death(outcome, shards[taken[0]]["name"]):
+                failed[min(taken)] = errors
+            for name, number in outcome["progress"].items():
                 sums[name] = sums.get(name, 0) + number
         _write(progress, sums)
     return [error for index in sorted(failed) for error in failed[index]]
@@ -230,27 +238,33 @@ def _no_place(wanted: dict[str, float]) -> str:
     return f"no node of the Ray cluster can hold a shard of {shard} (at most {node} on one): lower where.engine's needs of a shard, or start a larger node"
 
 
-def _outcome(ref: Any, shard: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """What a task left: its errors, and its sums for the progress."""
+def _outcome(ref: Any, shard: str) -> dict[str, Any]:
+    """What a task left (see `make_shards`), or why there is nothing."""
     import ray
 
     try:
-        outcome = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:  # make_shard itself raised
-        return [_error(shard, f"{shard}: {error.cause}", str(error))], {}
+        return dict(ray.get(ref))
+    except ray.exceptions.RayTaskError as error:  # make_shards itself raised
+        told = _error(shard, f"{shard}: {error.cause}", str(error))
     except ray.exceptions.RayError as error:
         cause = str(error).strip().split("\n")[0]
-        return [_error(shard, f"{shard}: lost {NODE_LOSSES + 1} times ({cause}); run the same command again to go on where it stopped")], {}
-    errors = outcome["errors"]
-    if outcome["code"] and not errors:
-        hint = ": was memory short? then raise where.engine.memory_gb_per_shard" if outcome["code"] == -9 else ""
-        said = f", saying {outcome['said']!r}" if outcome["said"] else ""
-        errors = [_error(shard, f"{shard}: its process on node {outcome['node']} ended with {ending(outcome['code'])}{said}{hint}")]
-    return errors, outcome["progress"]
+        told = _error(
+            shard, f"{shard}: its node was lost {NODE_LOSSES + 1} times ({cause}); run the same command again to go on where it stopped"
+        )
+    return {"code": 1, "errors": [told], "progress": {}}
 
 
-def make_shard(plan: dict[str, Any], threads: int) -> dict[str, Any]:
-    """In a Ray worker: run the plan's one shard in a process of its own.
+def _death(outcome: dict[str, Any], shard: str) -> list[dict[str, Any]]:
+    """An error for a process that could not leave one."""
+    if not outcome["code"]:
+        return []
+    hint = ": was memory short? then raise where.engine.memory_gb_per_shard" if outcome["code"] == -9 else ""
+    said = f", saying {outcome['said']!r}" if outcome["said"] else ""
+    return [_error(shard, f"{shard}: its process on node {outcome['node']} ended with {ending(outcome['code'])}{said}{hint}")]
+
+
+def make_shards(plan: dict[str, Any], threads: int) -> dict[str, Any]:
+    """In a Ray worker: run the plan's shards in a process of their own; returns its exit code, errors, progress and last words.
 
     Ray sends this function by value, so it can tell of a node that lacks the package.
     """
