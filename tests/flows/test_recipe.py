@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipe import MicroAnneal, Recipe, load
+from tasks.engine import LocalConfig
 from tasks.errors import RecipeError
 from tasks.mix_plan import resolve
 
@@ -181,6 +182,15 @@ def test_of_many_faults_the_first_is_told_with_the_number_of_the_others(small):
 def shipped(path: Path, monkeypatch) -> Recipe:
     monkeypatch.setenv("OLMOFLOW_DATA", "/data")
     return load(path)
+
+
+def test_an_engine_is_local_unless_it_says_ray_and_each_takes_its_own_keys_only(small):
+    assert load(small, ["where.engine.workers=3"]).where.engine == LocalConfig(workers=3)
+    ray = load(small, ["where.engine={kind: ray, address: 'head:6379', cpus_per_shard: 2, memory_gb_per_shard: 1.5, gpus_per_shard: 0.25}"])
+    assert ray.where.engine.resources == {"CPU": 2, "memory": 1_500_000_000, "GPU": 0.25}
+    assert "workers" in fault(small, ["where.engine={kind: ray, workers: 3}"])
+    assert "address" in fault(small, ["where.engine={kind: ray, address: local}"])  # Ray would start a cluster of its own
+    assert "`kind` is local or ray" in fault(small, ["where.engine={kind: spark}"])
 
 
 def test_there_are_shipped_recipes():

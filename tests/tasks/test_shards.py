@@ -1,5 +1,6 @@
 """The shard map: keys name content, only what is missing runs, and what goes wrong is told without losing what went well."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -375,6 +376,20 @@ def test_a_fault_of_the_system_names_the_shard_and_the_file(lab):
 def test_a_worker_that_ends_without_a_word_is_told(code, words):
     with pytest.raises(UserError, match=f"upper web: a worker process ended with {words}.*run the same command again"):
         raise_errors({"step": {"name": "upper"}, "name": "web"}, [], [0, code])
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [({"numpy": "0.1"}, "has numpy .* planned with 0.1"), ({"step upper": 9}, "has step upper version 9 .* planned with version 1")],
+)
+def test_a_worker_with_other_versions_than_the_run_refuses_its_shards(lab, monkeypatch, there, words):
+    if "numpy" in there:
+        monkeypatch.setattr(tasks.shards, "software", lambda libraries: there)
+    else:
+        sys.modules[MODULE].STEP = dataclasses.replace(STEP, version=9)
+    with pytest.raises(UserError, match=words):
+        lab.runner().run(STEP, "web", lab.tasks(f1="text"))
+    assert lab.committed() == set() and lab.ran == []
 
 
 # -- balance -------------------------------------------------------------------------------------------------------------------------
