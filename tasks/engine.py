@@ -49,25 +49,26 @@ class LocalEngine(Engine):
         for spec, rank in zip(plan["shards"], balanced(weights, workers), strict=True):
             spec["rank"] = rank
         threads = max(1, (os.cpu_count() or 1) // workers)
-        codes, errors = run_workers(
-            plan,
-            weights,
-            lambda path: [[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)],
-            threads,
-            self.watch,
-        )
+
+        def start(path: Path, watcher: Callable[[], None]) -> list[int]:
+            return _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads, watcher)
+
+        codes, errors = run_plan(plan, weights, self.watch, start)
         raise_errors(plan, errors, codes)
 
 
-def run_workers(
-    plan: dict[str, Any], weights: list[int], commands: Callable[[Path], list[list[str]]], threads: int, watch: Watch
+def run_plan(
+    plan: dict[str, Any], weights: list[int], watch: Watch, start: Callable[[Path, Callable[[], None]], list[int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Run `commands(path of the plan)` as processes of this machine; returns their exit codes and the errors that they left beside the plan."""
+    """Hand a plan as a file to `start(path, watcher)`, which runs it and calls the watcher meanwhile.
+
+    Returns the exit codes that `start` does, and the errors that workers left beside the plan.
+    """
     with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
         path = Path(folder) / "plan.json"
         path.write_text(json.dumps(plan))
         watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, watch)
-        codes = _run_all(commands(path), threads, watcher)
+        codes = start(path, watcher)
         watcher()
         return codes, [error for file in sorted(path.parent.glob("error-*.json")) for error in json.loads(file.read_text())]
 

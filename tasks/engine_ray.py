@@ -1,6 +1,6 @@
 """The Ray engine: shards as Ray tasks, on any cluster that sees the store and the raw files.
 
-Ray lives in a process of its own, `python -m tasks.engine_ray PLAN.json`: a process that has joined a cluster gets Ray's signal handlers and is
+Ray lives in a process of its own, the driver, `python -m tasks.engine_ray`: a process that has joined a cluster gets Ray's signal handlers and is
 ended by Ray, without an exception, when the cluster is gone. Within a task the shard is made by the very process that the local engine
 starts, `python -m tasks.shard`: a crash of a native library or the memory it leaves behind ends with it, its libraries see their thread
 limits before they are loaded, and it dies with Ray's worker. That costs half a second a task.
@@ -8,24 +8,28 @@ limits before they are loaded, and it dies with Ray's worker. That costs half a 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import queue
 import socket
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.engine import ending, raise_errors, run_workers
+from tasks.engine import ending, raise_errors, run_plan
 from tasks.errors import UserError
-from tasks.processes import die_with_parent
+from tasks.processes import child_environment
 from tasks.progress import Watch, ignore
 from tasks.shards import Engine
 from tasks.store import Store
@@ -71,6 +75,7 @@ class RayEngine(Engine):
 
     def __init__(self, config: RayConfig, watch: Watch = ignore, node_seconds: float = NODE_SECONDS) -> None:
         self.config, self.watch, self.node_seconds = config, watch, node_seconds
+        self._driver: subprocess.Popen[str] | None = None
 
     def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -78,13 +83,7 @@ class RayEngine(Engine):
         step = f"{plan['step']['name']} {plan['name']}"
         url = store.root if store.is_local else store.url  # a relative folder is another one on another node
         ray = {**self.config.model_dump(), "node_seconds": self.node_seconds}
-        (code,), errors = run_workers(
-            {**plan, "store": url, "ray": ray},
-            weights,
-            lambda path: [[sys.executable, "-m", "tasks.engine_ray", str(path)]],
-            1,
-            self.watch,
-        )
+        (code,), errors = run_plan({**plan, "store": url, "ray": ray}, weights, self.watch, self._drive)
         if code and not errors:
             raise UserError(
                 f"{step}: the cluster of where.engine.address {self.config.address} was lost (its driver ended with {ending(code)}); "
@@ -92,6 +91,33 @@ class RayEngine(Engine):
             )
         raise_errors(plan, errors, [])
         self._await_records(plan, store, url)
+
+    def _drive(self, path: Path, watcher: Callable[[], None]) -> list[int]:
+        """Let the driver run a plan; it stays for the next one, with the workers that Ray has started for it."""
+        if self._driver is None or self._driver.poll() is not None:
+            self._driver = subprocess.Popen(
+                [sys.executable, "-m", "tasks.engine_ray"],
+                env=child_environment(1),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        driver = self._driver
+        assert driver.stdin is not None and driver.stdout is not None
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                with contextlib.suppress(BrokenPipeError):  # its end is told below
+                    driver.stdin.write(f"{path}\n")
+                    driver.stdin.flush()
+                answer = pool.submit(driver.stdout.readline)
+                while wait([answer], POLL_SECONDS).not_done:
+                    watcher()
+                return [int(answer.result()) if answer.result() else driver.wait()]
+            except BaseException:
+                driver.kill()
+                driver.wait()
+                raise
 
     def _await_records(self, plan: dict[str, Any], store: Store, url: str) -> None:
         """Wait until what the nodes have committed can be seen here; if it never can, they have another store."""
@@ -111,21 +137,41 @@ class RayEngine(Engine):
 # -- the process that has joined the cluster -------------------------------------------------------------------------------------------
 
 
-def main(plan_path: Path) -> int:
-    """Run a plan's shards on the cluster; leaves `error-0.json` and `progress-0.json` beside the plan, as the runner of shards does."""
-    plan = json.loads(plan_path.read_text())
-    options = plan.pop("ray")
-    config = RayConfig(**{name: value for name, value in options.items() if name != "node_seconds"})
-    try:
-        _connect(config.address, plan_path)
-        errors = _run(plan, config, options["node_seconds"], plan_path.with_name("progress-0.json"))
-    except UserError as error:
-        errors = [_error(None, str(error))]
-    except Exception as error:
-        errors = [_error(None, f"{type(error).__name__}: {error}", traceback.format_exc())]
-    if errors:
-        _write(plan_path.with_name("error-0.json"), errors)
-    return 1 if errors else 0
+def main(answers: TextIO) -> int:
+    """Run the plans whose paths come on standard input, answering each with 0 or 1 when all its shards were tried.
+
+    Leaves `error-0.json` and `progress-0.json` beside a plan, as the runner of shards does. Ends, and with it what it has on the cluster,
+    where it cannot go on, and when standard input ends: whoever started it is gone.
+    """
+    plans: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            plans.put(line.strip())
+        os._exit(0)  # at once: Ray's own way out waits for a cluster that may be gone
+
+    threading.Thread(target=listen, daemon=True).start()
+    joined = False
+    while True:
+        plan_path = Path(plans.get())
+        try:
+            plan = json.loads(plan_path.read_text())
+            options = plan.pop("ray")
+            node_seconds = options.pop("node_seconds")
+            config = RayConfig(**options)
+            if not joined:
+                _connect(config.address, plan_path)
+                joined = True
+            errors = _run(plan, config, node_seconds, plan_path.with_name("progress-0.json"))
+        except UserError as error:
+            _write(plan_path.with_name("error-0.json"), [_error(None, str(error))])
+            return 1
+        except Exception as error:
+            _write(plan_path.with_name("error-0.json"), [_error(None, f"{type(error).__name__}: {error}", traceback.format_exc())])
+            return 1
+        if errors:
+            _write(plan_path.with_name("error-0.json"), errors)
+        print(1 if errors else 0, file=answers, flush=True)
 
 
 def _error(shard: str | None, message: str, bug: str | None = None) -> dict[str, Any]:
@@ -157,7 +203,7 @@ def _connect(address: str, plan_path: Path) -> None:
     try:
         ray.init(address, log_to_driver=False, configure_logging=False)
     except Exception as error:  # each way of joining raises its own
-        raise UserError(_unreachable(address, str(error).strip().split("\n")[0])) from error
+        raise UserError(_unreachable(address, str(error).strip().split("\n")[-1])) from error
     finally:
         timer.cancel()
 
@@ -297,8 +343,8 @@ def make_shards(plan: dict[str, Any], threads: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    die_with_parent(int(os.environ.get("OLMOFLOW_PARENT", os.getppid())))
-    log = Path(sys.argv[1]).with_name("ray.log").open("wb")
-    for stream in (1, 2):  # Ray's own words are not for the terminal
-        os.dup2(log.fileno(), stream)
-    sys.exit(main(Path(sys.argv[1])))
+    answers = os.fdopen(os.dup(1), "w")
+    with Path(os.devnull).open("wb") as nowhere:
+        for stream in (1, 2):  # Ray's own words are not for the terminal
+            os.dup2(nowhere.fileno(), stream)
+    os._exit(main(answers))
