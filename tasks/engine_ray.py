@@ -293,7 +293,7 @@ def _outcome(ref: Any, shard: str) -> dict[str, Any]:
     except ray.exceptions.RayTaskError as error:  # make_shards itself raised
         told = _error(shard, f"{shard}: {error.cause}", str(error))
     except ray.exceptions.RayError as error:
-        cause = str(error).strip().split("\n")[0]
+        cause = str(error).strip().split("\n")[0].split(". ")[0]
         told = _error(
             shard, f"{shard}: its node was lost {NODE_LOSSES + 1} times ({cause}); run the same command again to go on where it stopped"
         )

@@ -231,10 +231,10 @@ def test_a_bug_in_a_step_comes_back_with_its_traceback(tmp_path, cluster):
 
 def test_a_shard_whose_process_is_killed_is_named_among_those_that_shared_it_and_the_others_are_made(tmp_path, cluster):
     step = step_of(
-        cluster, "that_dies", "if shard.config['part'] == 2:\n        os.write(2, b'goodbye\\n')\n        os.kill(os.getpid(), 9)"
+        cluster, "that_dies", "if shard.config['part'] == 0:\n        os.write(2, b'goodbye\\n')\n        os.kill(os.getpid(), 9)"
     )
-    with pytest.raises(UserError, match=r"part 2: its process on node .* signal 9, saying 'goodbye'.*memory_gb_per_shard"):
-        run_step(cluster, str(tmp_path), step, parts=16)  # two nodes of one CPU: the first tasks are two shards each
+    with pytest.raises(UserError, match=r"part 0: its process on node .* signal 9, saying 'goodbye'.*memory_gb_per_shard"):
+        run_step(cluster, str(tmp_path), step, parts=16)  # two nodes of one CPU: the first task is two shards, this one and the next
     assert len(records(tmp_path)) == 15
 
 
