@@ -31,6 +31,13 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, parent-death signals and all of 127.0.0.0/8")
 
 MARK = "OLMOFLOW_TEST_CLUSTER"
+START = """
+import os
+from ray.scripts.scripts import main
+from tasks.processes import die_with_parent
+die_with_parent(int(os.environ["OLMOFLOW_PARENT"]))  # then Ray's reaper ends the node, however the tests ended
+main()
+"""
 PATIENCE_SECONDS = 120  # a bound on waiting for a condition, not a measurement
 DATA_STEPS = ("ingest", "train-scorer", "score", "tokenizer", "tokenize", "select", "mix", "held-out")
 
@@ -62,7 +69,7 @@ class Cluster:
             self.port, self.client_port, self.dashboard_port = (free.getsockname()[1] for free in (one, two, three))
         self.address, self.client = f"{self.head}:{self.port}", f"ray://{self.head}:{self.client_port}"
         path = os.pathsep.join([str(self.steps), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.environment = {**os.environ, MARK: self.mark, "PYTHONPATH": path}
+        self.environment = {**os.environ, MARK: self.mark, "PYTHONPATH": path, "OLMOFLOW_PARENT": str(os.getpid())}
         self.started: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
@@ -74,7 +81,7 @@ class Cluster:
                 continue
             options = [f"--node-ip-address={ip}", f"--temp-dir={self.folder / ip}", "--num-cpus=1", "--object-store-memory=80000000"]
             quiet = ["--disable-usage-stats", "--include-log-monitor=false", "--block"]
-            command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *options, *quiet]
+            command = [sys.executable, "-c", START, "start", *where, *options, *quiet]
             with self.log(ip).open("wb") as log:
                 self.started[ip] = subprocess.Popen(
                     command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
