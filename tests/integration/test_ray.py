@@ -286,7 +286,7 @@ def test_a_run_that_is_killed_leaves_no_process_on_the_cluster(tmp_path, cluster
     wait_for(lambda: cluster.runners(cluster.head) and cluster.runners(cluster.second), "a shard on each node")
     run.kill()
     run.wait()
-    wait_for(lambda: not any("tasks." in command for command in cluster.processes().values()), "the end of all that the run had started")
+    wait_for(lambda: not any("-m tasks." in command for command in cluster.processes().values()), "the end of all that the run had started")
 
 
 def test_a_node_that_is_killed_in_mid_run_changes_nothing(lab, cluster):  # the last: the cluster has one node after it
