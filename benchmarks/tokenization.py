@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import tiktoken
+from tiktoken.load import load_tiktoken_bpe
 
 from benchmarks import corpus, measure, recipes
 from benchmarks.measure import Run
@@ -41,7 +42,7 @@ def peer(python: str, script: str, kept: Path, files: list[Path], out: Path) -> 
 
 def different_documents(kept: Path, files: list[Path], store: Path) -> int:
     """Documents whose ids in the store are not tiktoken's."""
-    ranks = tiktoken.load.load_tiktoken_bpe(str(recipes.tokenizer(kept) / "ranks.tiktoken"))
+    ranks = load_tiktoken_bpe(str(recipes.tokenizer(kept) / "ranks.tiktoken"))
     pattern = r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""  # tiktoken 0.14's cl100k_base
     reference = tiktoken.Encoding("cl100k", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     expected = dict.fromkeys(corpus.texts(files))

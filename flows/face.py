@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
 from flows.summary import RunSummary, summary_path
+from tasks import workers
 from tasks.measure import Hits
 from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
@@ -64,6 +65,7 @@ def run_stage(
         pipeline.corpus()
         stage(pipeline)
     finally:
+        workers.release()
         summary = RunSummary.of(pipeline, flow, started.isoformat(timespec="seconds"), time.monotonic() - clock)
         if only is None:
             runner.store.replace(summary_path(recipe.name), json.dumps(asdict(summary), indent=1))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks import scratch
+from tasks import scratch, workers
 from tasks.errors import UserError
-from tasks.processes import child_environment
 from tasks.progress import Watch, Watcher, ignore
 from tasks.shards import Engine
 from tasks.store import Store
@@ -39,19 +35,19 @@ class LocalConfig(BaseModel):
 
 
 class LocalEngine(Engine):
-    """Shards on processes of this machine: `python -m tasks.shard`, `workers` at once, each shard whole in one of them."""
+    """Shards on processes of this machine (`tasks.workers`), `workers` at once, each shard whole in one of them."""
 
     def __init__(self, workers: int, watch: Watch = ignore) -> None:
         self.workers, self.watch = workers, watch
 
     def run(self, plan: dict[str, Any], weights: list[int], store: Store) -> None:
-        workers = min(self.workers, len(plan["shards"]))
-        for spec, rank in zip(plan["shards"], balanced(weights, workers), strict=True):
+        ranks = min(self.workers, len(plan["shards"]))
+        for spec, rank in zip(plan["shards"], balanced(weights, ranks), strict=True):
             spec["rank"] = rank
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, (os.cpu_count() or 1) // ranks)
 
         def start(path: Path, watcher: Callable[[], None]) -> list[int]:
-            return _run_all([[sys.executable, "-m", "tasks.shard", str(path), str(rank)] for rank in range(workers)], threads, watcher)
+            return _run_all([(str(path), str(rank)) for rank in range(ranks)], threads, watcher)
 
         codes, errors = run_plan(plan, weights, self.watch, start)
         raise_errors(plan, errors, codes)
@@ -83,20 +79,8 @@ def balanced(weights: list[int], workers: int) -> list[int]:
     return ranks
 
 
-def _run_all(commands: list[list[str]], threads: int, watcher: Callable[[], None]) -> list[int]:
-    processes = [subprocess.Popen(command, env=child_environment(threads), start_new_session=True) for command in commands]
-    # A thread for each process sees its end at once, where Popen.wait with a timeout looks 20 times a second.
-    with ThreadPoolExecutor(len(processes)) as pool:
-        try:
-            ends = [pool.submit(process.wait) for process in processes]
-            while wait(ends, POLL_SECONDS).not_done:
-                watcher()
-            return [end.result() for end in ends]
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+def _run_all(jobs: list[tuple[str, str]], threads: int, watcher: Callable[[], None]) -> list[int]:
+    return workers.run_all(jobs, threads, POLL_SECONDS, watcher)
 
 
 def raise_errors(plan: dict[str, Any], errors: list[dict[str, Any]], codes: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The runner of shards: `python -m tasks.shard PLAN.json RANK`.
+"""The runner of shards: `python -m tasks.shard PLAN.json RANK`, or `--serve` for one plan after another (see `tasks.workers`).
 
 Reads a plan, makes the shards that are this rank's, and writes beside the plan `error-RANK.json` for what failed and `progress-RANK.json`
 for who waits. A bad shard does not stop the others: what can be made is made and committed. Dies with its parent.
@@ -15,12 +15,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from tasks.errors import UserError
 from tasks.processes import die_with_parent
 from tasks.progress import Meter
 from tasks.shards import check_software, run_shard
 from tasks.storage import ROOM, StorageError, is_full
 from tasks.store import Store
+from tasks.workers import serve
 
 
 def main(plan_path: str, rank: int) -> int:
@@ -60,6 +63,24 @@ def _told(shard: str, error: Exception, store: Store) -> dict[str, Any]:
     return {"shard": shard, "message": message, "user": user, "traceback": traceback.format_exc()}
 
 
+class _NoPandas:
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _without_pandas() -> None:
+    """Where pandas is installed, pyarrow imports it at its first conversion, for a third of a second. It looks once; no step has use for it."""
+    hidden: Any = _NoPandas()
+    sys.meta_path.insert(0, hidden)
+    pa.array([])
+    sys.meta_path.remove(hidden)
+
+
 if __name__ == "__main__":
     die_with_parent(int(os.environ.get("OLMOFLOW_PARENT", os.getppid())))
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    _without_pandas()
+    if sys.argv[1] == "--serve":
+        serve(main, int(sys.argv[2]))
+    else:
+        sys.exit(main(sys.argv[1], int(sys.argv[2])))
