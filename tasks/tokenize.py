@@ -93,11 +93,12 @@ def _encode(
     tokenizer: Tokenizer, rows: np.ndarray, batch: list[str], keys: np.ndarray, start: int, tokens: Any, index: Any, books: Books
 ) -> int:
     encoded = tokenizer.encode_documents(batch)
-    closed = [np.append(ids, np.uint32(tokenizer.eos_id)) for ids in encoded]
-    lengths = np.array([len(ids) for ids in closed], np.int64)
+    lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
     starts = np.cumsum(lengths) - lengths
-    stream = np.concatenate(closed).astype("<u4") if closed else np.zeros(0, "<u4")
-    tokens.write(stream.tobytes())
+    stream = np.full(int(lengths.sum()), tokenizer.eos_id, "<u4")
+    for ids, first in zip(encoded, starts.tolist(), strict=True):
+        stream[first : first + len(ids)] = ids
+    tokens.write(stream.data)
     sizes = np.array([len(text.encode()) for text in batch], np.int64)
     repeated = repeated_documents(stream, starts, lengths)
     index.write_table(pa.table([rows, keys[rows], start + starts, lengths.astype(np.int32), sizes, repeated], schema=SCHEMA))
