@@ -55,6 +55,8 @@ def child_environment(threads: int) -> dict[str, str]:
     # slow to wake. Tokens/s of a small model, 2 threads, idle and beside 2 busy processes: default 10,200 and 850, this 10,800 and 4,300,
     # no spinning 6,900 and 4,800.
     limits["GOMP_SPINCOUNT"] = "10000"
+    # glibc may ask for huge pages: a page fault costs 16 microseconds in a virtual machine, and a worker's first shard a fifth of a second less.
+    limits["GLIBC_TUNABLES"] = ":".join(filter(None, [os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.hugetlb=1"]))
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return {**os.environ, **limits, **quiet, "OLMOFLOW_PARENT": str(os.getpid())}
 

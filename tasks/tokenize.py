@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks import filters
 from tasks.documents import FILE as DOCUMENTS
-from tasks.documents import load_columns, texts
+from tasks.documents import load_columns, texts, utf8_bytes
 from tasks.filters import Filter
 from tasks.mix_plan import order
 from tasks.score import FILE as SCORES
@@ -99,7 +99,7 @@ def _encode(
     for ids, first in zip(encoded, starts.tolist(), strict=True):
         stream[first : first + len(ids)] = ids
     tokens.write(stream.data)
-    sizes = np.array([len(text.encode()) for text in batch], np.int64)
+    sizes = np.array([utf8_bytes(text) for text in batch], np.int64)
     repeated = repeated_documents(stream, starts, lengths)
     index.write_table(pa.table([rows, keys[rows], start + starts, lengths.astype(np.int32), sizes, repeated], schema=SCHEMA))
     books.count("encoded", len(batch))
