@@ -12,7 +12,6 @@ import itertools
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def against_datatrove(bench: Bench, text_bytes: int, scored: bool) -> tuple[list
     texts = corpus.texts(files)
     model = None if scored else recipes.fasttext_model(bench.kept, texts)
     cut = 1 - recipes.KEPT_SHARE if scored else recipes.threshold(model, texts)  # type: ignore[arg-type]
-    limit = _physical_limit(files, model)
+    limit = recipes.library_limit(files, model, recipes.KEPT_SHARE)
     runs = measure.in_turns(
         bench.rounds,
         {
@@ -88,29 +87,8 @@ def _rates(runs: list[Run]) -> str:
     return f"{rates[len(rates) // 2]:.2f} MB/s ({rates[0]:.2f} to {rates[-1]:.2f}), {runs[0].said['documents']:,} documents, {runs[0].said['tokens']:,} tokens"
 
 
-def _physical_limit(files: list[Path], model: Path | None) -> float:
-    """MB of text a second on one core by the libraries alone, with all text in memory and nothing written."""
-    import orjson
-    import quicktok
-    from isal import igzip
-
-    from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig
-
-    scorer = FastTextQuality(FastTextQualityConfig(), model) if model else None
-    tokenizer = quicktok.Tokenizer("cl100k_base")
-    started, size = time.perf_counter(), 0
-    for path in files:
-        texts = [orjson.loads(line)["text"] for line in igzip.decompress(path.read_bytes()).splitlines()]
-        kept = texts[: int(len(texts) * recipes.KEPT_SHARE)]
-        if scorer:
-            scorer.score(texts)
-        tokenizer.encode_batch(kept, 1, True)
-        size += sum(map(len, texts))
-    return size / (time.perf_counter() - started) / 1e6
-
-
 def two_workers(bench: Bench, text_bytes: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    files = bench.files(text_bytes, 8)
+    files = bench.files(text_bytes, 16)
     texts = corpus.texts(files[:1])
     model = recipes.fasttext_model(bench.kept, texts)
     cut = recipes.threshold(model, texts)
@@ -201,7 +179,7 @@ def _copy_with_new_ids(source: Path, target: Path, number: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--mb", type=int, default=32, help="MB of text for the comparisons with datatrove")
+    parser.add_argument("--mb", type=int, default=128, help="MB of text for the comparisons with datatrove")
     parser.add_argument("--shards", type=int, default=16, help="shards of 64 MB for bookkeeping_share")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/.work"), help="corpus and models, used again by later runs")
     parser.add_argument("--only", nargs="*", help="keys of the claims to measure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def tokenizer(folder: Path) -> Path:
         build_cl100k(partial)
         partial.rename(path)
     return path
+
+
+def library_limit(files: list[Path], model: Path | None, kept_share: float) -> float:
+    """MB of text a second on one core by the libraries alone: decompress, parse, score with `model` where there is one, encode a share of the
+    documents; all text in memory, nothing written."""
+    import orjson
+    import quicktok
+    from isal import igzip
+
+    scorer = FastTextQuality(FastTextQualityConfig(), model) if model else None
+    encoder = quicktok.Tokenizer("cl100k_base")
+    started, size = time.perf_counter(), 0
+    for path in files:
+        texts = [orjson.loads(line)["text"] for line in igzip.decompress(path.read_bytes()).splitlines()]
+        if scorer:
+            scorer.score(texts)
+        encoder.encode_batch(texts[: int(len(texts) * kept_share)], 1, True)
+        size += sum(map(len, texts))
+    return size / (time.perf_counter() - started) / 1e6
 
 
 def recipe(store: Path, files: list[Path], workers: int = 1, model: Path | None = None, cut: float = 0.0) -> dict[str, Any]:
