@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.recipe import MICRO, Recipe
+from flows.recipe import Recipe
+from flows.recipe_training import MICRO
 from tasks import (
     annotate,
     annotate_sample,

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from flows import tables
 from flows.declared import Sizes
 from flows.pipeline import Pipeline, make_runner
-from flows.recipe import MICRO, Recipe
+from flows.recipe import Recipe
+from flows.recipe_training import MICRO
 from tasks.errors import RecipeError
 from tasks.mix_plan import CompositionRow
 from tasks.raw_files import Unreachable

@@ -1,13 +1,17 @@
-"""The YAML file of a recipe, and those that it `extends`."""
+"""The YAML file of a recipe and those that it `extends`, with `--set a.b=c` and environment variables put in."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tasks.errors import RecipeError
+
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -24,15 +28,20 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The keys of a recipe's file, laid over those of the file that its `extends` names (relative to it), and so on.
 
-    Mappings are merged key by key; anything else (a list, a number, null) takes the place of what the other file has.
+    Mappings are merged key by key; anything else (a list, a number, null) takes the place of what the other file has. Then each override
+    `a.b=c` is applied, and ${VAR} or ${VAR:-default} filled in.
 
     Raises:
-        RecipeError: a file is not there, cannot be read, is no mapping, or extends itself.
+        RecipeError: a file is not there, cannot be read, is no mapping, or extends itself; an override fits nothing; a variable is not set.
     """
-    return _read(path, [])
+    raw = _read(path, [])
+    for override in overrides:
+        _override(raw, override)
+    filled: dict[str, Any] = _filled(raw, str(path))
+    return filled
 
 
 def _read(path: Path, extended_by: list[Path]) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def _read(path: Path, extended_by: list[Path]) -> dict[str, Any]:
         raise RecipeError(f"{extended_by[-1]}: `extends` goes round in a circle by way of {path}; leave it out of one of them")
     if extended_by and not path.exists():
         raise RecipeError(f"{extended_by[-1]}: there is no {path} for it to extend; `extends` is read relative to the file it stands in")
-    raw = _parsed(path)
+    raw = _yaml_of(path)
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
@@ -58,7 +67,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _yaml_of(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(), UniqueKeys)
     except FileNotFoundError as error:
@@ -72,3 +81,59 @@ def _parsed(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is no recipe: it should be a mapping with name, sources, ...")
     return raw
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"--set {text}: write it as a.b=value")
+    *path, last = key.split(".")
+    place: Any = raw
+    for part in path:
+        place = _step_into(place, part, text)
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) >= len(place):
+            raise RecipeError(f"--set {text}: {key} counts into a list of {len(place)}; use a number from 0 to {len(place) - 1}")
+        place[int(last)] = _parsed(value, text)
+    else:
+        place[last] = _parsed(value, text)
+
+
+def _parsed(value: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: {value!r} is not valid YAML") from error
+
+
+def _step_into(place: Any, part: str, text: str) -> Any:
+    if isinstance(place, list):
+        if part.isdigit() and int(part) < len(place):
+            return place[int(part)]
+    elif isinstance(place, dict):
+        found = place.setdefault(part, {})
+        if isinstance(found, dict | list):
+            return found
+    raise RecipeError(f"--set {text}: the recipe has nothing under {part} to set a key in")
+
+
+def _filled(value: Any, path: str) -> Any:
+    """Environment variables filled in, in every string of a recipe."""
+    if isinstance(value, dict):
+        return {key: _filled(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if not found and match[2] is not None:  # as in a shell, `:-` also stands for an empty variable
+            found = match[2]
+        if found is None:
+            raise RecipeError(
+                f"{path}: the environment variable {match[1]} is not set; set it, or write ${{{match[1]}:-default}} in the recipe"
+            )
+        return found
+
+    return VARIABLE.sub(fill, value)

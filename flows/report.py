@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import yaml
 
-from flows.recipe import MICRO, Recipe
+from flows.recipe import Recipe
+from flows.recipe_training import MICRO
 from flows.summary import RunSummary, load_summary
 from tasks import annotate, contamination, corpus, evaluate, report_data
 from tasks.measure import Hits, Measured

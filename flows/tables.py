@@ -12,7 +12,8 @@ from typing import Any
 
 from flows.declared import Reported, Sizes
 from flows.pipeline import Pipeline
-from flows.recipe import MICRO, Recipe
+from flows.recipe import Recipe
+from flows.recipe_training import MICRO
 from tasks import mix_plan
 from tasks.errors import UserError
 from tasks.mix_plan import CompositionRow, MixSpec, Taken

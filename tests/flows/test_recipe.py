@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import MicroAnneal, Recipe, load
+from flows.recipe import Recipe, load
+from flows.recipe_training import MicroAnneal
 from tasks.engine import LocalConfig
 from tasks.errors import RecipeError
 from tasks.mix_plan import resolve

@@ -1,0 +1,92 @@
+"""What a recipe says of its raw files and documents: the parts of a source, from reading it to selecting from it."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field, model_validator
+
+from flows.declared import Declared
+from flows.section import Section
+from flows.section import at as _at
+from tasks.filters import Filter
+from tasks.scorers import ScorerConfig
+from tasks.signatures import Deduplicate
+from tasks.sources import SourceConfig
+from tasks.tokenize import TokenizeWhere
+from tasks.train_scorer import ScorerTraining
+
+
+class SampleCorpus(Section):
+    """A corpus made from this machine's Python installation, for trying things out."""
+
+    folder: str = Field(description="Where the raw files are written.", json_schema_extra=_at(0))
+    bytes: int = Field(default=10_000_000, ge=100_000, description="About how many bytes of text.", json_schema_extra=_at(1))
+    seed: int = Field(default=0, description="Seed of what is made up.", json_schema_extra=_at(2))
+
+
+class Scorer(Section):
+    """A scorer, and how to train its model where none is given."""
+
+    scorer: ScorerConfig = Field(description="What looks at the text.", json_schema_extra=_at(0))
+    train: ScorerTraining | None = Field(default=None, description="Train the model first, from labelled texts.", json_schema_extra=_at(1))
+
+    @model_validator(mode="after")
+    def _trained_or_given(self) -> Scorer:
+        needs_model = "model" in type(self.scorer).model_fields
+        given = getattr(self.scorer, "model", None) is not None
+        if self.train is not None and (not needs_model or given or self.train.type != self.scorer.type):
+            raise ValueError(f"a {self.scorer.type} scorer {'with a model' if given else ''} takes no `train` of type {self.train.type}")
+        if needs_model and self.scorer.type != "language" and not given and self.train is None:
+            raise ValueError(f"the {self.scorer.type} scorer has no model: give `model`, or `train`")
+        return self
+
+
+class ScoreUse(Section):
+    """How a source uses a scorer."""
+
+    where: list[Filter] = Field(default=[], description="Score only documents that pass these thresholds over columns of earlier scorers.")
+
+
+class Subset(Section):
+    """A stricter selection of a source, which mixes name `SOURCE/SUBSET`: the same documents, scores and tokens under more thresholds."""
+
+    filters: list[Filter] = Field(min_length=1, description="Thresholds beside those of the source.", json_schema_extra=_at(0))
+    declared: Declared | None = Field(default=None, description="Sizes after the filters, as stated.", json_schema_extra=_at(1))
+
+
+class Source(SourceConfig):
+    """A source: its raw files, what is measured of its documents, and which of them are wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+    mask_personal_data: bool = Field(
+        default=False, description="Mask e-mail addresses, phone numbers and IP addresses.", json_schema_extra=_at(18)
+    )
+    deduplicate: Deduplicate | None = Field(
+        default=None, description="Tell duplicates, in a column `duplicate` that filters read.", json_schema_extra=_at(19)
+    )
+    scores: dict[str, ScoreUse] = Field(default={}, description="Scorers to run, cheap ones first.", json_schema_extra=_at(20))
+    tokenize_where: TokenizeWhere = Field(
+        default=TokenizeWhere(), description="The loosest cut that will be asked for.", json_schema_extra=_at(21)
+    )
+    filters: list[Filter] = Field(default=[], description="Which documents a mix may take.", json_schema_extra=_at(22))
+    max_quarantined: float = Field(
+        default=0.0, ge=0, le=1, description="Share of records that may be unreadable.", json_schema_extra=_at(23)
+    )
+    subsets: dict[str, Subset] = Field(default={}, description="Stricter selections by name.", json_schema_extra=_at(24))
+    declared: Declared | None = Field(default=None, description="Sizes after the filters, as stated.", json_schema_extra=_at(25))
+
+    def reader(self) -> SourceConfig:
+        return SourceConfig.model_validate({name: getattr(self, name) for name in SourceConfig.model_fields})
+
+
+class LeftOut(Section):
+    """Raw files that a recipe leaves out on purpose."""
+
+    paths: str = Field(description="Glob below the inventory's root.", json_schema_extra=_at(0))
+    why: str = Field(description="The reason, for the report.", json_schema_extra=_at(1))
+
+
+class Inventory(Section):
+    """A folder of raw data that the report accounts for, file by file."""
+
+    root: str = Field(description="The folder.", json_schema_extra=_at(0))
+    left_out: list[LeftOut] = Field(default=[], description="What is left out, and why.", json_schema_extra=_at(1))

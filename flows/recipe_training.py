@@ -1,0 +1,176 @@
+"""What a recipe says of its mixes and of the runs over them: the model, pretraining, micro-anneals, anneals and evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from flows.section import Section
+from flows.section import at as _at
+from olmo_model.config import PRESETS, ModelConfig
+from tasks.mix_plan import MixSource, MixSpec
+
+MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
+
+
+class HeldOut(Section):
+    """Documents that no mix may take, for evaluation."""
+
+    share: float = Field(default=0.02, gt=0, lt=1, description="Largest share of a source's selected documents.", json_schema_extra=_at(0))
+    tokens_per_source: int = Field(
+        default=1_000_000, ge=1, description="About how many tokens of a source at most.", json_schema_extra=_at(1)
+    )
+
+
+class Mix(Section):
+    """A mix of sources (report, section 4.3)."""
+
+    sources: dict[str, MixSource] = Field(description="Sources with repeat (copies of it) or share (of the mix).", json_schema_extra=_at(0))
+    tokens: int | None = Field(default=None, ge=1, description="Size of a mix given by shares alone.", json_schema_extra=_at(1))
+    seed: int = Field(default=0, description="Seed of the documents that a part of a source takes.", json_schema_extra=_at(2))
+    pack: bool = Field(
+        default=False, description="Write the tokens out in instance order, for many nodes and for OLMo-core.", json_schema_extra=_at(3)
+    )
+
+    def spec(self, sequence_length: int) -> MixSpec:
+        return MixSpec(seed=self.seed, sequence_length=sequence_length, tokens=self.tokens, sources=self.sources, pack=self.pack)
+
+
+class Model(Section):
+    """The architecture: a preset, or the sizes of one. The vocabulary is the tokenizer's."""
+
+    preset: Literal["1b", "7b", "13b", "32b"] | None = Field(default=None, description="One of OLMo 2's sizes.", json_schema_extra=_at(0))
+    d_model: int | None = Field(default=None, ge=8, description="Width.", json_schema_extra=_at(1))
+    n_layers: int | None = Field(default=None, ge=1, description="Layers.", json_schema_extra=_at(2))
+    n_heads: int | None = Field(default=None, ge=1, description="Attention heads.", json_schema_extra=_at(3))
+    n_kv_heads: int | None = Field(
+        default=None, ge=1, description="Key and value heads; n_heads where left empty.", json_schema_extra=_at(4)
+    )
+    mlp_hidden: int | None = Field(default=None, ge=8, description="Hidden size of the MLP.", json_schema_extra=_at(5))
+
+    @model_validator(mode="after")
+    def _preset_or_sizes(self) -> Model:
+        sizes = [self.d_model, self.n_layers, self.n_heads, self.mlp_hidden]
+        if (self.preset is None) == (None in sizes) or (self.preset is not None and any(size is not None for size in sizes)):
+            raise ValueError("give either a preset or all of d_model, n_layers, n_heads and mlp_hidden")
+        return self
+
+    def config(self, vocab_size: int, sequence_length: int) -> ModelConfig:
+        if self.preset is not None:
+            preset = PRESETS[self.preset]
+            return ModelConfig(
+                **{
+                    **dataclasses.asdict(preset),
+                    "vocab_size": vocab_size,
+                    "max_sequence_length": max(sequence_length, preset.max_sequence_length),
+                }
+            )
+        assert self.d_model and self.n_layers and self.n_heads and self.mlp_hidden
+        heads = self.n_kv_heads or self.n_heads
+        return ModelConfig(
+            self.d_model, self.n_layers, self.n_heads, heads, self.mlp_hidden, vocab_size, max_sequence_length=sequence_length
+        )
+
+
+class Pretrain(Section):
+    """Pretraining (report, section 2.3 and Table 3): warm-up, then a cosine that may be cut short."""
+
+    mix: str = Field(description="The mix to train on.", json_schema_extra=_at(0))
+    learning_rate: float = Field(gt=0, description="Peak learning rate.", json_schema_extra=_at(1))
+    global_batch_instances: int = Field(ge=1, description="Instances a step, over all ranks.", json_schema_extra=_at(2))
+    micro_batch_instances: int = Field(ge=1, description="Instances a rank takes at once.", json_schema_extra=_at(3))
+    warmup_steps: int = Field(default=2000, ge=0, description="Linear warm-up.", json_schema_extra=_at(4))
+    decay_steps: int | None = Field(
+        default=None, ge=1, description="Length of the full cosine; the run's own where left empty.", json_schema_extra=_at(5)
+    )
+    steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(6))
+    seed: int = Field(default=0, description="Seed of the initialisation.", json_schema_extra=_at(7))
+    data_seed: int = Field(default=0, description="Seed of the instances' order.", json_schema_extra=_at(8))
+    weight_decay: float = Field(default=0.1, ge=0, description="Of all weights but the input embedding.", json_schema_extra=_at(9))
+    z_loss: float = Field(default=1e-5, ge=0, description="Weight of the z-loss (section 3.3.3).", json_schema_extra=_at(10))
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping.", json_schema_extra=_at(11))
+    mask_repetitions: bool = Field(
+        default=True, description="Mask the loss of instances with long repetitions (section 3.1).", json_schema_extra=_at(12)
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="Of the computation; weights and sums are fp32.", json_schema_extra=_at(13)
+    )
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints; only the last where empty.", json_schema_extra=_at(14)
+    )
+    deterministic: bool = Field(default=False, description="The same bits again on a GPU, at some speed.", json_schema_extra=_at(15))
+
+
+class FurtherAnneals(Section):
+    """Anneals over another mix whose checkpoints join the same soup, as the 13B's fourth (report, section 2.3)."""
+
+    mix: str = Field(description="The mid-training mix.", json_schema_extra=_at(0))
+    seeds: list[int] = Field(min_length=1, description="Data orders.", json_schema_extra=_at(1))
+    steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(2))
+
+
+class AnnealRun(NamedTuple):
+    """One anneal: what it is called, its mix, its data order, its steps (None: one epoch)."""
+
+    name: str
+    mix: str
+    seed: int
+    steps: int | None
+
+
+class Anneal(Section):
+    """Anneals: from the pretrained checkpoint's own learning rate linearly to zero, once for each data order (report, section 4)."""
+
+    mix: str = Field(description="The mid-training mix.", json_schema_extra=_at(0))
+    seeds: list[int] = Field(
+        default=[42, 42069, 666], min_length=1, description="Data orders; their checkpoints are averaged.", json_schema_extra=_at(1)
+    )
+    steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(2))
+    further: list[FurtherAnneals] = Field(
+        default=[], description="Anneals over other mixes, averaged with these.", json_schema_extra=_at(3)
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Anneal:
+        mixes = [self.mix, *(further.mix for further in self.further)]
+        if len(set(mixes)) < len(mixes):
+            raise ValueError(f"a mix stands twice in {mixes}: give all its seeds in one place")
+        for seeds in (self.seeds, *(further.seeds for further in self.further)):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"a seed stands twice in {seeds}: two equal ingredients add nothing to a soup")
+        return self
+
+    def runs(self) -> list[AnnealRun]:
+        """Every anneal, in the order of the recipe; those of further mixes have the mix in their names."""
+        first = [AnnealRun(f"anneal {seed}", self.mix, seed, self.steps) for seed in self.seeds]
+        return first + [AnnealRun(f"anneal {more.mix} {seed}", more.mix, seed, more.steps) for more in self.further for seed in more.seeds]
+
+
+class MicroAnneal(Section):
+    """A source under test beside an equal share of the general mix, linear to zero (report, section 4.2.2)."""
+
+    sources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="Sources under test with their repeat.", json_schema_extra=_at(0)
+    )
+    general: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="The general mix: sources with their weights.", json_schema_extra=_at(1)
+    )
+    general_share: float = Field(default=0.5, gt=0, lt=1, description="Share of the general mix.", json_schema_extra=_at(2))
+    seed: int = Field(default=7201, description="Seed of the data order.", json_schema_extra=_at(3))
+    max_repeat: float = Field(default=1.0, gt=0, description="Copies of a general source at most.", json_schema_extra=_at(4))
+
+    def spec(self, sequence_length: int) -> MixSpec:
+        total = sum(self.general.values())
+        shares = {
+            name: MixSource(share=self.general_share * weight / total, max_repeat=self.max_repeat) for name, weight in self.general.items()
+        }
+        tested = {name: MixSource(repeat=repeat) for name, repeat in self.sources.items()}
+        return MixSpec(seed=self.seed, sequence_length=sequence_length, sources={**tested, **shares})
+
+
+class Evaluation(Section):
+    """Held-out loss and bits per byte by source."""
+
+    batch_instances: int = Field(default=16, ge=1, description="Windows at once a rank.", json_schema_extra=_at(0))
