@@ -5,60 +5,28 @@ A key follows from the keys before it, so the same code also tells what is missi
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO
-from tasks import (
-    annotate,
-    annotate_sample,
-    clusters,
-    contamination,
-    duplicates,
-    evaluate,
-    export,
-    ingest,
-    mix,
-    raw_files,
-    sample_corpus,
-    score,
-    select,
-    signatures,
-    soup,
-    tokenize,
-    train,
-    train_scorer,
-    train_tokenizer,
-)
+from tasks import evaluate, export, mix, soup, train
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
-from tasks.filters import Filter
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
-from tasks.scorers import AnyScorerConfig, ContaminationConfig, column_names
-from tasks.shards import Artifact, Input, Runner, ShardRef, ShardTask, input_files
-from tasks.sources import SourceConfig
-from tasks.sources.base import RawFile
-from tasks.storage import Storage
+from tasks.shards import Artifact, Runner, ShardRef, input_files
 from tasks.store import Store
 
-Call = Callable[[str, Callable[[], Any]], Any]
 
+class Pipeline(Curation):
+    """All artifacts of a recipe: those of its sources (`Curation`), then mixes, training runs and their evaluation.
 
-def call_directly(name: str, function: Callable[[], Any]) -> Any:
-    """Run a stage's work as an ordinary call; the flows put a Prefect task here instead."""
-    return function()
-
-
-class Pipeline:
-    """The artifacts of a recipe. `call(name, function)` is how work is run, `tell` gets lines about it and `watch` a training run's progress."""
+    `call(name, function)` is how work is run, `tell` gets lines about it and `watch` a training run's progress.
+    """
 
     def __init__(
         self,
@@ -68,220 +36,8 @@ class Pipeline:
         tell: Callable[[str], None] = ignore,
         watch: Watch = ignore,
     ) -> None:
-        self.recipe, self.runner, self.call, self.tell, self.watch = recipe, runner, call, tell, watch
-        self.store = runner.store
-        self.listed: dict[str, list[RawFile]] = {}
-        self.copies: dict[str, list[RawFile]] = {}
-        self.made: dict[tuple[str, str], Artifact] = {}
-
-    def _once(self, step: str, name: str, make: Callable[[], Artifact]) -> Artifact:
-        """The artifact of a step, made at its first mention."""
-        if (step, name) not in self.made:
-            self.made[step, name] = self.call(f"{step} {name}".strip(), make)
-        return self.made[step, name]
-
-    # -- raw files to selected documents -----------------------------------------------------------------------------------------
-
-    def corpus(self) -> None:
-        """Write the sample corpus, if the recipe asks for one and it is not there."""
-        config = self.recipe.sample_corpus
-        if config is None:
-            return
-        if not self.runner.plan_only:
-            self.call("sample corpus", lambda: sample_corpus.ensure(Path(config.folder), config.bytes, config.seed, self.tell))
-        elif not sample_corpus.is_there(Path(config.folder), config.bytes, config.seed):
-            raise UserError(
-                f"the sample corpus is not in {config.folder} yet, so there is nothing to plan with: `olmoflow run curate` writes it"
-            )
-
-    def files(self, source: str) -> list[RawFile]:
-        if source not in self.listed:
-            self.listed[source], self.copies[source] = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
-        return self.listed[source]
-
-    def documents(self, source: str) -> Artifact:
-        config = self.recipe.sources[source]
-
-        def make() -> Artifact:
-            mask, lists = config.mask_personal_data, self._url_lists(source)
-            tasks = [ingest.task(source, config.reader(), raw, mask, lists) for raw in self.files(source)]
-            return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
-
-        return self._once("ingest", source, make)
-
-    def _url_lists(self, source: str) -> dict[str, list[RawFile]]:
-        """The files of a source's URL filter by the name of their list."""
-        url_filter = self.recipe.sources[source].warc.url_filter
-        lists = url_filter.lists() if url_filter else {}
-        return {name: raw_files.find(self.store, f"{source}.warc.url_filter.{name}", paths)[0] for name, paths in lists.items()}
-
-    def duplicates(self, source: str) -> list[Artifact]:
-        """The column that tells duplicates, where the source asks for it. Clusters are made from all shards at once."""
-        config = self.recipe.sources[source].deduplicate
-        if config is None:
-            return []
-        documents = self.documents(source)
-
-        def sign() -> Artifact:
-            tasks = _weighed([signatures.task(source, config, ref) for ref in documents.refs], documents)
-            return self.runner.run(signatures.STEP, source, tasks, inputs=[documents])
-
-        signed = self._once("signatures", source, sign)
-
-        def cluster() -> Artifact:
-            return self.runner.run(clusters.STEP, source, [clusters.task(source, config, signed.refs)], inputs=[signed])
-
-        found = self._once("clusters", source, cluster)
-
-        def tell() -> Artifact:
-            tasks = [duplicates.task(source, found.refs[0], number) for number in range(len(documents.keys))]
-            return self.runner.run(duplicates.STEP, source, tasks, inputs=[found])
-
-        return [self._once("duplicates", source, tell)]
-
-    def scorer_model(self, name: str) -> list[Input]:
-        """The model of a scorer as inputs of its shards: trained here, or given as files."""
-        entry = self.recipe.scorers[name]
-        if entry.train is None:
-            return list(self._given_model(name, entry.scorer))
-        training = entry.train
-        trained = self._once("train-scorer", name, lambda: self._train_scorer(name, training))
-        return list(trained.refs)
-
-    def _train_scorer(self, name: str, training: Any) -> Artifact:
-        inputs: dict[str, list[Input]] = {
-            role: list(self._examples(config, f"scorers.{name}.train.{role.replace(':', '.')}"))
-            for role, config in train_scorer.read_by(training).items()
-        }
-        annotation = self.recipe.annotation_of(name)
-        labelled = [self.annotation(annotation)] if annotation else []
-        if labelled:
-            inputs["annotation"] = list(labelled[0].refs)
-        return self.runner.run(train_scorer.STEP, name, [train_scorer.task(name, training, inputs)], inputs=labelled)
-
-    def annotation(self, name: str) -> Artifact:
-        """Labels by a language model for the documents of a source that are first in line."""
-        config = self.recipe.annotations[name]
-        documents = self.documents(config.source)
-
-        def choose() -> Artifact:
-            halved = annotate_sample.halvings(config.documents, documents.books.counts.get("documents", 0))
-            tasks = _weighed([annotate_sample.task(name, config.documents, halved, ref) for ref in documents.refs], documents)
-            return self.runner.run(annotate_sample.STEP, name, tasks, inputs=[documents])
-
-        sample = self._once("annotate-sample", name, choose)
-
-        def label() -> Artifact:
-            task = annotate.task(name, config, sample.refs, self.store, afresh=self.runner.force)
-            made = self.runner.run(annotate.STEP, name, [task], inputs=[sample])
-            if made.is_whole and not self.runner.plan_only:
-                table = pq.read_table(input_files(self.store, made.refs[0])[annotate.FILE], columns=["answer", "cause"])
-                annotate.check(name, made.books, config.max_unusable, table)
-            return made
-
-        return self._once("annotate", name, label)
-
-    def _examples(self, examples: SourceConfig, key: str) -> list[RawFile]:
-        return raw_files.find_source(self.store, key, examples)[0]
-
-    def _given_model(self, name: str, scorer: AnyScorerConfig) -> list[RawFile]:
-        model = getattr(scorer, "model", None)
-        if model is None:
-            return []
-        there = Storage(model).there() is not None
-        if scorer.type == "edu" and not there:
-            return []  # a name on the hub: the name and its revision stand for the content
-        if not there:
-            raise UserError(f"scorers.{name}: there is no model {model}; give the path of one, or `train` it")
-        return raw_files.find(self.store, f"scorers.{name}", [model])[0]
-
-    def scores(self, source: str) -> list[Artifact]:
-        """Columns beside the documents: duplicates, then one artifact for each scorer of the source, in the recipe's order; a later one
-        may read the columns of those before it."""
-        done = self.duplicates(source)
-        documents = self.documents(source)
-        for name in self.recipe.sources[source].scores:
-            model, before = self.scorer_model(name), list(done)
-            done.append(self._once("score", f"{source}: {name}", functools.partial(self._score, source, name, documents, model, before)))
-        return done
-
-    def _score(self, source: str, name: str, documents: Artifact, model: list[Input], before: list[Artifact]) -> Artifact:
-        where = self.recipe.sources[source].scores[name].where
-        cheaper = _aligned(self._read_by(source, where, before), len(documents.keys))
-        scorer = self.recipe.scorers[name].scorer
-        shards = zip(documents.refs, cheaper, strict=True)
-        tasks = _weighed(
-            [score.task(self.store, f"{source}: {name}", scorer, model, ref, where, cheap) for ref, cheap in shards], documents
-        )
-        if self.runner.force:  # asked to score again: what earlier cuts know is not taken over
-            for task in tasks:
-                task.hints["earlier"] = []
-        trained = self.made.get(("train-scorer", name))
-        inputs = [documents, *before, *([trained] if trained else [])]
-        made = self.runner.run(score.STEP, f"{source}: {name}", tasks, inputs=inputs)
-        for task, record in zip(tasks, made.records, strict=True):
-            if record is not None and not self.runner.plan_only:
-                score.join_family(self.store, task)
-        return made
-
-    def _read_by(self, source: str, rules: list[Filter], scores: list[Artifact]) -> list[Artifact]:
-        """Of a source's scores, those whose columns the rules read: another scorer must not change what depends on the rules."""
-        columns = {rule.column for rule in rules}
-        held = {f"{source}: {name}": column_names(self.recipe.scorers[name].scorer) for name in self.recipe.sources[source].scores}
-        held[source] = {duplicates.COLUMN}
-        return [artifact for artifact in scores if columns & held[artifact.name]]
-
-    def tokenizer(self) -> Artifact:
-        config = self.recipe.tokenizer
-
-        def make() -> Artifact:
-            sets = (
-                []
-                if isinstance(config, train_tokenizer.Cl100k)
-                else [self._examples(examples, "tokenizer.train_on") for examples in config.train_on]
-            )
-            return self.runner.run(train_tokenizer.STEP, config.kind, [train_tokenizer.task(config, sets)])
-
-        return self._once("tokenizer", "", make)
-
-    def tokens(self, source: str) -> Artifact:
-        config = self.recipe.sources[source]
-        documents, scores, tokenizer = self.documents(source), self.scores(source), self.tokenizer()
-
-        def make() -> Artifact:
-            read = self._read_by(source, config.tokenize_where.filters, scores)
-            shards = zip(documents.refs, _aligned(read, len(documents.keys)), strict=True)
-            tasks = _weighed(
-                [tokenize.task(source, config.tokenize_where, ref, refs, tokenizer.refs[0]) for ref, refs in shards], documents
-            )
-            return self.runner.run(tokenize.STEP, source, tasks, inputs=[documents, *scores, tokenizer])
-
-        return self._once("tokenize", source, make)
-
-    def selection(self, name: str) -> Artifact:
-        """The selected documents of a source, or of `SOURCE/SUBSET`: of the same documents, those that pass the subset's filters too."""
-        source, _, subset = name.partition("/")
-        config = self.recipe.sources[source]
-        rules = [*config.filters, *(config.subsets[subset].filters if subset else [])]
-        documents, scores, tokens = self.documents(source), self.scores(source), self.tokens(source)
-
-        def make() -> Artifact:
-            aligned = zip(documents.refs, _aligned(scores, len(documents.keys)), tokens.refs, strict=True)
-            tasks = [select.task(name, rules, config.tokenize_where, ref, refs, token) for ref, refs, token in aligned]
-            return self.runner.run(select.STEP, name, tasks, inputs=[documents, *scores, tokens])
-
-        return self._once("select", name, make)
-
-    def curate(self) -> None:
-        for name in self.recipe.annotations:
-            self.annotation(name)
-        for name in self.recipe.selections():
-            self.selection(name)
-            self.contamination(name, [name], None)
-
-    def tokenize_all(self) -> None:
-        for source in self.recipe.sources:
-            self.tokens(source)
+        super().__init__(recipe, runner, call, tell)
+        self.watch = watch
 
     # -- mixes -------------------------------------------------------------------------------------------------------------------
 
@@ -304,31 +60,6 @@ class Pipeline:
         made = self._once("mix", name, make)
         self.contamination(f"mix {name}", list(spec.sources), made)
         return made
-
-    def contamination(self, name: str, selections: list[str], mixed: Artifact | None) -> None:
-        """How much of each evaluation is in a selection or, where `mixed` is given, in a mix: one artifact a scorer that looks for it."""
-        source = {selection: selection.partition("/")[0] for selection in selections}
-        for scorer, entry in self.recipe.scorers.items():
-            looked_at = [selection for selection in selections if scorer in self.recipe.sources[source[selection]].scores]
-            if looked_at and isinstance(entry.scorer, ContaminationConfig):
-                scores = {selection: self.made["score", f"{source[selection]}: {scorer}"] for selection in looked_at}
-                make = functools.partial(self._contamination, f"{name}: {scorer}", entry.scorer.column, source, scores, mixed)
-                self._once("contamination", f"{name}: {scorer}", make)
-
-    def _contamination(
-        self, name: str, column: str, source: dict[str, str], scores: dict[str, Artifact], mixed: Artifact | None
-    ) -> Artifact:
-        model = self.scorer_model(name.rsplit(": ", 1)[1])
-        shards = {selection: (self.documents(source[selection]).refs, found.refs) for selection, found in scores.items()}
-        if mixed is None:
-            (selection,) = scores
-            last = self.selection(selection)
-            task = contamination.source_task(name, column, model, selection, shards[selection], last.refs)
-        else:
-            last = mixed
-            sizes = {selection: len(self.documents(of).keys) for selection, of in source.items()}
-            task = contamination.mix_task(name, column, model, sizes, shards, last.refs[0])
-        return self.runner.run(contamination.STEP, name, [task], inputs=[last])  # which comes of all the others
 
     def held_out(self, source: str) -> Artifact:
         sources, inputs = self._sources([source])
@@ -473,18 +204,6 @@ class Pipeline:
         else:
             self.model("pretrained", self.pretrain())
         self.evaluate_all()
-
-
-def _aligned(scores: list[Artifact], shards: int) -> list[list[ShardRef]]:
-    """For each documents shard, the score shards of the same rows."""
-    return [[artifact.refs[number] for artifact in scores] for number in range(shards)]
-
-
-def _weighed(tasks: list[ShardTask], documents: Artifact) -> list[ShardTask]:
-    """Tasks with the sizes of their documents, so that workers get equal loads."""
-    for task, record in zip(tasks, documents.records, strict=True):
-        task.weight = sum(stored.bytes for stored in record.files) if record else 0
-    return tasks
 
 
 def make_runner(recipe: Recipe, watch: Watch = ignore, **options: Any) -> Runner:
