@@ -175,6 +175,16 @@ class Store:
         with _temporary(target, text) as temporary:
             temporary.replace(target)
 
+    def take(self, file: Path, path: str) -> None:
+        """Move a local file, of any size, into the store; in a local store it must lie there already, under another name."""
+        if self.is_local:
+            target = Path(self.full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+            return
+        self.fs.put_file(str(file), self.full(path))
+        file.unlink()
+
     def names(self, path: str) -> list[str]:
         """Names directly below a path, sorted; empty where there is nothing."""
         try:
@@ -337,8 +347,7 @@ class Attempt:
         if quarantine is None or not source.exists():
             return None
         path = f"quarantine/{self.step}/{self.key}.jsonl"
-        self.store.replace(path, source.read_text())
-        source.unlink()
+        self.store.take(source, path)
         return {"path": path, **quarantine}
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +35,24 @@ def test_parquet_files_are_booked_with_their_rows(tmp_path):
     attempt = Attempt(store, "step", "k", "name")
     pq.write_table(pa.table({"x": [1, 2, 3]}), attempt.folder / "t.parquet")
     assert attempt.commit(Books(), 0).file("t.parquet").rows == 3
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_quarantine_of_any_size_is_filed_without_being_held_in_memory(tmp_path, kind):
+    store = Store(str(tmp_path / "store") if kind == "local" else "memory://quarantined")
+    attempt = write_attempt(store)
+    size = 64_000_000
+    with (attempt.folder / "quarantine.jsonl").open("wb") as stream:
+        stream.truncate(size)
+    tracemalloc.start()
+    record = attempt.commit(Books(read=1, quarantined=1), 0, {"first": "a.jsonl, line 1: bad"})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert record.quarantine["first"] == "a.jsonl, line 1: bad"
+    assert store.fs.size(store.full(record.quarantine["path"])) == size
+    assert [stored.name for stored in record.files] == ["file.txt"]
+    if kind == "local":  # a store in memory must hold it
+        assert peak < size / 10
 
 
 def test_books_that_do_not_balance_are_never_committed(tmp_path):
