@@ -22,7 +22,7 @@ from trainer.errors import TrainerError
 T = TypeVar("T")
 
 # A restart in the same run folder may change these: they say where and how fast, not what is trained.
-_FREE_ON_RESTART = ("run_folder", "checkpoint", "device", "threads", "micro_batch_instances", "data.mix", "data.files", "init_from")
+_FREE_ON_RESTART = ("run_folder", "checkpoint", "device", "threads", "micro_batch_instances", "data.mix", "data.files", "init_from", "parallel")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share the model, and what they trade for memory. The loss stays the same but for rounding.
+
+    Attributes:
+        replicas: copies of the model; the ranks of a copy share its weights (FSDP), copies share only gradients (HSDP). As a rule a copy
+            is a node or a few: ranks that follow each other belong to one copy.
+        activation_checkpointing: what the backward pass computes again instead of keeping it: `none`; `selected`, all of a layer but
+            its matrix products and attention; `full`, whole layers.
+        accumulate: gradients of a step's micro-batches. `whole`: a rank adds them up and reduces once, which takes 4 bytes a parameter (and
+            2 to 4 for weights that stay between micro-batches); `sharded`: reduced after each micro-batch, for models too large for that.
+        compile: torch.compile for each layer and for the loss; needs a C++ compiler on a CPU.
+    """
+
+    replicas: int = 1
+    activation_checkpointing: Literal["none", "selected", "full"] = "none"
+    accumulate: Literal["whole", "sharded"] = "whole"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -110,6 +130,7 @@ class TrainConfig:
     max_steps: int | None = None
     init_from: str | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = None
@@ -233,6 +254,7 @@ def _check(config: TrainConfig, source: str) -> None:
         "threads": config.threads,
         "schedule.decay_steps": schedule.decay_steps,
         "checkpoint.every_steps": checkpoint.every_steps,
+        "parallel.replicas": config.parallel.replicas,
     }.items():
         need(value is None or value >= 1, f"{key} is {value}; give 1 or more.")
     for key, whole in {

@@ -1,66 +1,106 @@
-"""Next-token cross-entropy and z-loss with a constant divisor (OLMo 2 report, section 3.3.3)."""
+"""Next-token cross-entropy and z-loss with a constant divisor (OLMo 2 report, section 3.3.3), fused with the output head."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Logits turned to fp32 at once: 16M elements are 64 MB, enough to fill a GPU and little beside the logits themselves.
-_CHUNK_ELEMENTS = 1 << 24
+# Logits that exist at once. A chunk reads the head's weight twice and adds to its gradient once, so a chunk of few rows is bound by memory:
+# a GPU wants thousands of rows (512 MiB of bf16 logits); on a CPU 320 rows of the largest vocabulary (128 MiB in fp32) cost as much as all.
+_CHUNK_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 25}
+
+Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def next_token_loss(logits: Tensor, ids: Tensor, kept: Tensor, divisor: int, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The training loss of some instances, as their share of the global batch's.
+def next_token_loss(
+    hidden: Tensor, head: Tensor, ids: Tensor, kept: Tensor, divisor: int, z_loss: float, exponentials: Exponentials | None = None
+) -> tuple[Tensor, Tensor]:
+    """The training loss of some instances, as their share of the global batch's, without ever holding all of their logits.
 
     Inside an instance each token but the first is predicted from those before it: L - 1 targets. An instance that is not kept
     contributes nothing, but its targets stay in the divisor, so that masking one does not weigh the others up.
 
     Args:
-        logits: shape (instances, L, vocabulary), any float dtype; the sums are fp32.
+        hidden: normalised hidden states, shape (instances, L, width), fp32 or bf16.
+        head: the output head's weight, shape (vocabulary, width), of the same dtype. Logits are rounded to it, all after them is fp32.
         ids: shape (instances, L), int64.
         kept: shape (instances,), bool.
         divisor: target positions of the whole global batch, masked ones included.
         z_loss: weight of the mean squared log-normaliser.
+        exponentials: a compiled `row_exponentials`, where there is one.
 
     Returns:
-        The loss to call backward on (cross-entropy plus weighted z-loss; summed over all micro-batches and ranks it is the batch's loss),
-        and a detached fp32 tensor of shape (2,) holding those two parts.
+        The loss to call backward on, once (cross-entropy plus weighted z-loss; summed over all micro-batches and ranks it is the batch's
+        loss), and a detached fp32 tensor of shape (2,) holding those two parts.
     """
     targets = ids.roll(-1, dims=1)
     weights = (kept[:, None] / divisor).expand(ids.shape).float().clone()
     weights[:, -1] = 0  # the last position's next token lies in another instance
-    parts = _WeightedLoss.apply(logits.flatten(0, 1), targets.flatten(), weights.flatten(), z_loss)
+    gradients = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
+    parts = _HeadLoss.apply(
+        hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, exponentials or row_exponentials, gradients
+    )
     return parts.sum(), parts.detach()
 
 
-class _WeightedLoss(torch.autograd.Function):
-    """Sums of weight * cross-entropy and of weight * z_loss * logsumexp^2, a chunk of rows at a time.
+def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logit - its row's maximum) in the logits' dtype, whose memory it may take; the rows' sums of it, and their logsumexp, in fp32."""
+    largest = logits.amax(dim=1, keepdim=True)
+    wide = logits.sub_(largest).exp_() if logits.dtype == torch.float32 else (logits.float() - largest.float()).exp()
+    sums = wide.sum(dim=1)
+    return wide.to(logits.dtype), sums, sums.log() + largest[:, 0].float()
 
-    The gradient is formed together with the loss, so that no fp32 copy of all logits ever exists and softmax is computed once.
-    It is exact only when both sums are used with the same factor, as `next_token_loss` does.
+
+class _HeadLoss(torch.autograd.Function):
+    """Sums of weight * cross-entropy and of weight * z_loss * logsumexp^2 over rows of hidden states, a chunk of rows at a time.
+
+    The gradients of both inputs are formed together with the loss, so that a chunk's logits are computed once and then forgotten. They
+    are exact only when both sums are used with the same factor, as `next_token_loss` does. With e the exponentials of a row, s their sum
+    and n its log-normaliser, the gradient of its logits is weight * ((1 + 2 * z_loss * n) * e / s - onehot(target)): the factor is a
+    row's and the second term is one row of the head's weight, so neither needs another pass over the logits.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) -> Tensor:
-        gradient = torch.empty_like(logits)
-        parts = torch.zeros(2, dtype=torch.float32, device=logits.device)
-        rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-        for logit, target, weight, out in zip(*(each.split(rows) for each in (logits, targets, weights, gradient)), strict=True):
-            wide = logit.to(torch.float32, copy=True)
-            normaliser = wide.logsumexp(dim=1)
-            at_target = (torch.arange(len(wide), device=wide.device), target)
-            parts[0] += ((normaliser - wide[at_target]) * weight).sum()
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, exponentials: Exponentials, gradients: bool
+    ) -> Tensor:
+        parts = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden) if gradients else None
+        head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if gradients else None
+        rows = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 25) // len(head))
+        for start in range(0, len(hidden), rows):
+            states, target, weight = (each[start : start + rows] for each in (hidden, targets, weights))
+            logits = states @ head.T
+            at_target = logits.gather(1, target[:, None])[:, 0].float()
+            shares, sums, normaliser = exponentials(logits)
+            del logits
+            parts[0] += ((normaliser - at_target) * weight).sum()
             parts[1] += z_loss * (normaliser.square() * weight).sum()
-            wide.sub_(normaliser[:, None]).exp_()  # the softmax
-            wide.mul_((weight * (1 + 2 * z_loss * normaliser))[:, None])
-            wide[at_target] -= weight
-            out.copy_(wide)
-        ctx.save_for_backward(gradient)
+            if hidden_gradient is None or head_gradient is None:
+                continue
+            factor = (weight * (1 + 2 * z_loss * normaliser) / sums)[:, None]
+            pulled = (shares @ head).float().mul_(factor).sub_(head[target] * weight[:, None])
+            hidden_gradient[start : start + rows] = pulled
+            _add_product(head_gradient, shares.T, (states * factor).to(states.dtype))
+            head_gradient.index_add_(0, target, states * weight[:, None], alpha=-1)
+        if hidden_gradient is not None and head_gradient is not None:
+            ctx.gradients = hidden_gradient, head_gradient.to(head.dtype)
         return parts
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grad_outputs[0][0]), None, None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        del ctx.gradients  # scaled in place and handed over, so there is no second time
+        factor = grad_outputs[0][0]
+        return tuple(each.mul_(factor) for each in gradients) + (None,) * 5
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in fp32."""
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

@@ -1,4 +1,4 @@
-"""Processes and sharding: one process a device, FSDP over all of them, one code path from a laptop's CPU up."""
+"""Processes and sharding: one process a device, FSDP or HSDP over all of them, one code path from a laptop's CPU up."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from olmo_model.config import ModelConfig
 from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
+from trainer.config import ParallelConfig
 from trainer.errors import TrainerError
+from trainer.loss import Exponentials, next_token_loss, row_exponentials
 
 # Longer than any step or checkpoint write should take; a rank that died silently ends the others after it.
 _TIMEOUT = timedelta(minutes=30)
+
+# What selected activation checkpointing keeps, since it costs more than the memory is worth.
+_DEAR_OPS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
 
 
 @dataclass(frozen=True)
@@ -85,19 +99,54 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def build_model(config: ModelConfig, world: World, precision: str, seed: int) -> Olmo2:
-    """An OLMo 2 model sharded over all ranks, fp32 master weights, with initial values that depend on `seed` alone.
+class TrainedOlmo2(Olmo2):
+    """An OLMo 2 model with the training loss as a second forward method, so that FSDP gathers the head's weight for it as for any other."""
+
+    _exponentials: Exponentials | None = None
+
+    def loss(self, ids: Tensor, kept: Tensor, divisor: int, z_loss: float) -> tuple[Tensor, Tensor]:
+        """See `trainer.loss.next_token_loss`; `ids` is of shape (instances, L)."""
+        return next_token_loss(self.model(ids), self.lm_head.weight, ids, kept, divisor, z_loss, self._exponentials)
+
+    def compile_parts(self) -> None:
+        """Compile each layer and the loss's passes over logits. A layer's forward, not its call: FSDP's hooks stay outside the graph."""
+        for layer in self.model.layers:
+            layer.forward = torch.compile(layer.forward)
+        self._exponentials = torch.compile(row_exponentials)
+
+    def checkpoint_activations(self, selected: bool) -> None:
+        """Compute layers again in the backward pass; `selected`: all of them but matrix products and attention.
+
+        A layer's forward is replaced and no module wrapped around it, so that parameters keep their names.
+        """
+        contexts = partial(create_selective_checkpoint_contexts, _kept) if selected else noop_context_fn
+        for layer in self.model.layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+
+
+def _kept(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _DEAR_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def build_model(config: ModelConfig, world: World, precision: str, seed: int, settings: ParallelConfig | None = None) -> TrainedOlmo2:
+    """An OLMo 2 model sharded over the ranks, fp32 master weights, with initial values that depend on `seed` alone.
 
     `precision` "bf16" computes in bf16; gradients are reduced in fp32 either way, and summed over ranks (not averaged), since the loss
-    already carries the global divisor.
+    already carries the global divisor. Raises TrainerError where the ranks cannot be shared among `settings.replicas` copies.
     """
+    settings = settings or ParallelConfig()
     with torch.device("meta"):
-        model = Olmo2(config)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+        model = TrainedOlmo2(config)
+    if settings.activation_checkpointing != "none":
+        model.checkpoint_activations(selected=settings.activation_checkpointing == "selected")
+    if settings.compile:
+        model.compile_parts()
+    mesh = _mesh(world, settings.replicas)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "loss")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -105,3 +154,25 @@ def build_model(config: ModelConfig, world: World, precision: str, seed: int) ->
     model.to_empty(device=world.device)
     init_weights(model, seed)
     return model
+
+
+def _mesh(world: World, replicas: int) -> DeviceMesh:
+    if world.size % replicas:
+        raise TrainerError(f"parallel.replicas is {replicas}, which does not divide {world.size} ranks; give a number that does, or 1.")
+    if replicas == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    return init_device_mesh(world.device.type, (replicas, world.size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def begin_micro_batch(model: TrainedOlmo2, last: bool, accumulate: str) -> None:
+    """Say whether the coming micro-batch is its step's last: only then are gradients reduced over all ranks.
+
+    `accumulate` as in `ParallelConfig`; with `sharded`, copies of the model still exchange gradients only once.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_is_last_backward(last)
+    if accumulate == "whole":
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last)
+    else:
+        model.set_requires_all_reduce(last)

@@ -19,12 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from olmo_model.model import Olmo2
 from trainer import checkpoint, health, optim, parallel
 from trainer.config import TrainConfig, difference_on_restart, to_dict
 from trainer.data import Batch, Loader, Mix
 from trainer.errors import TrainerError
-from trainer.loss import next_token_loss
 from trainer.parallel import World
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ class Run:
     world: World
     folder: Path
     loader: Loader
-    model: Olmo2
+    model: parallel.TrainedOlmo2
     optimizer: torch.optim.AdamW
     steps: int
     start_rate: float
@@ -112,7 +110,7 @@ def prepare(config: TrainConfig, world: World) -> Run:
     _claim_folder(folder, config, world)
     health.check(config.model, world)
     torch.manual_seed(config.seed)
-    model = parallel.build_model(config.model, world, config.precision, config.seed)
+    model = parallel.build_model(config.model, world, config.precision, config.seed, config.parallel)
     optimizer = optim.make_optimizer(model, config.optimizer)
     steps = config.max_steps or loader.batches_per_epoch
     run = Run(config, world, folder, loader, model, optimizer, steps, config.optimizer.learning_rate)
@@ -166,8 +164,10 @@ def _step(run: Run, batch: Batch, stop: bool) -> dict[str, float]:
     # Cross-entropy, z-loss, masked instances, ranks asked to stop: one all-reduce carries them all, so that ranks stop at the same step.
     masked = int((~batch.kept).sum())
     sums = torch.tensor([0.0, 0.0, masked, float(stop)], device=device)
-    for micro_ids, micro_kept in zip(ids.split(config.micro_batch_instances), kept.split(config.micro_batch_instances), strict=True):
-        loss, parts = next_token_loss(run.model(micro_ids), micro_ids, micro_kept, run.targets_per_step, config.optimizer.z_loss)
+    micro_batches = list(zip(ids.split(config.micro_batch_instances), kept.split(config.micro_batch_instances), strict=True))
+    for number, (micro_ids, micro_kept) in enumerate(micro_batches, 1):
+        parallel.begin_micro_batch(run.model, number == len(micro_batches), config.parallel.accumulate)
+        loss, parts = run.model.loss(micro_ids, micro_kept, run.targets_per_step, config.optimizer.z_loss)
         loss.backward()
         sums[:2] += parts
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optimizer.max_grad_norm)
