@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from olmo_model.config import ModelConfig
 from olmo_model.init import init_weights
@@ -119,9 +119,9 @@ class TrainedOlmo2(Olmo2):
 
         A layer's forward is replaced and no module wrapped around it, so that parameters keep their names.
         """
-        contexts = partial(create_selective_checkpoint_contexts, _kept) if selected else noop_context_fn
+        options = {"context_fn": partial(create_selective_checkpoint_contexts, _kept)} if selected else {}
         for layer in self.model.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def _kept(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
