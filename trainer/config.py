@@ -22,7 +22,17 @@ from trainer.errors import TrainerError
 T = TypeVar("T")
 
 # A restart in the same run folder may change these: they say where and how fast, not what is trained.
-_FREE_ON_RESTART = ("run_folder", "checkpoint", "device", "threads", "micro_batch_instances", "data.mix", "data.files", "init_from", "parallel")
+_FREE_ON_RESTART = (
+    "run_folder",
+    "checkpoint",
+    "device",
+    "threads",
+    "micro_batch_instances",
+    "data.mix",
+    "data.files",
+    "init_from",
+    "parallel",
+)
 
 
 @dataclass(frozen=True)

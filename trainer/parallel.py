@@ -119,7 +119,7 @@ class TrainedOlmo2(Olmo2):
 
         A layer's forward is replaced and no module wrapped around it, so that parameters keep their names.
         """
-        options = {"context_fn": partial(create_selective_checkpoint_contexts, _kept)} if selected else {}
+        options: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _kept)} if selected else {}
         for layer in self.model.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **options)
 
