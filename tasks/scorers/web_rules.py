@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tasks.filters import PASSED
+from tasks.scorers.parts import parts
 
 RuleSet = Literal["gopher_quality", "gopher_repetition", "fineweb_quality", "c4_quality"]
 FILTERS: dict[RuleSet, str] = {
@@ -23,6 +23,7 @@ FILTERS: dict[RuleSet, str] = {
     "fineweb_quality": "FineWebQualityFilter",
     "c4_quality": "C4QualityFilter",
 }
+AT_ONCE = 1_000_000  # characters
 _NOT_SETTINGS = {"self", "exclusion_writer", "language"}
 
 
@@ -64,26 +65,21 @@ class WebRules:
     """One string column a rule set: `passed`, or the name that datatrove gives to the rule broken (`gopher_short_doc`, `top_2_gram`, ...)."""
 
     def __init__(self, config: WebRulesConfig) -> None:
+        from tasks.scorers import page_rules
         from tasks.scorers.english_words import EnglishWords
 
-        words = EnglishWords()
         self.columns: dict[str, pa.DataType] = {name: pa.string() for name in config.sets}
-        self._filters = {name: _filter(name)(**settings, language=words) for name, settings in config.sets.items()}
+        self._rules = {name: page_rules.VERDICTS[name](_filter(name)(**settings)) for name, settings in config.sets.items()}
+        self._words = EnglishWords()
 
     def score(self, texts: list[str]) -> dict[str, np.ndarray]:
         """One string a text and rule set, in the texts' order."""
-        columns = {name: np.full(len(texts), PASSED, object) for name in self.columns}
-        for row, text in enumerate(texts):
-            for name, rules in self._filters.items():  # all on one text in a row: datatrove remembers the words of the last few
-                columns[name][row] = _verdict(rules, text)
-        return columns
+        from tasks.scorers.page_rules import Pages
 
-
-def _verdict(rules: Any, text: str) -> str:
-    from datatrove.data import Document
-
-    try:
-        verdict = rules.filter(Document(text=text, id=""))
-    except ZeroDivisionError:  # a share of no words or of no lines: there is nothing to judge
-        return "empty"
-    return str(verdict[1]) if isinstance(verdict, tuple) else PASSED
+        columns: dict[str, list[str]] = {name: [] for name in self.columns}
+        for part in parts(texts, AT_ONCE):
+            self._words.make_room()
+            pages = Pages(part, self._words)
+            for name, verdicts in self._rules.items():
+                columns[name] += verdicts(pages)
+        return {name: np.array(column, object) for name, column in columns.items()}
