@@ -13,8 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,12 @@ class _Numbers(dict[str, int]):
 
 @dataclass
 class Vocabulary:
-    """Of every word met: `lengths` int64 characters; `marks` uint8 bits; `hashes`, `powers` uint64, with which hashes of neighbours are joined.
+    """Of every word met, at its number: `lengths` int64 characters; `marks` uint8 bits; `hashes`, `powers` uint64; the arrays have room to spare.
 
     The hash of two strings put together is `hash(a) * power(b) + hash(b)` modulo 2^64, however the whole is cut into words.
     """
 
+    strings: list[str]
     lengths: np.ndarray
     marks: np.ndarray
     hashes: np.ndarray
@@ -73,8 +73,9 @@ class Words:
 
 @dataclass
 class _Cuts:
-    """Of every stretch met: where its words begin in `words` and how many there are, and what special cases have to do with it."""
+    """Of every stretch met: where its words begin among the `count` in `words`, how many it has, and what special cases have to do with it."""
 
+    count: int
     words: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
@@ -92,19 +93,15 @@ class EnglishWords:
     def _forget(self) -> None:
         self._characters = 0
         self._words, self._stretches = _Numbers(), _Numbers()
-        none, whole, byte = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.uint8)
-        self.vocabulary = Vocabulary(none, byte, whole, whole)
-        self._cuts = _Cuts(none.astype(np.int32), none, none, none.astype(bool), none.astype(bool))
+        number, bits = np.empty(0, np.int64), np.empty(0, np.uint64)
+        self.vocabulary = Vocabulary([], number, np.empty(0, np.uint8), bits, bits)
+        self._cuts = _Cuts(0, np.empty(0, np.int32), number, number, np.empty(0, bool), np.empty(0, bool))
         self._number(["", "\n"])
 
     def make_room(self) -> None:
         """Forget everything where too much is remembered."""
         if len(self._stretches) > REMEMBERED_STRETCHES or self._characters > REMEMBERED_CHARACTERS:
             self._forget()
-
-    def strings(self) -> list[str]:
-        """Every word, at its number."""
-        return list(self._words)
 
     def number(self, word: str) -> int | None:
         """The number of a word; None if no text had it."""
@@ -151,7 +148,11 @@ class EnglishWords:
         numbers = np.fromiter(map(self._stretches.__getitem__, stretches), np.int32, len(stretches))
         if self._stretches.fresh:
             fresh, self._stretches.fresh = self._stretches.fresh, []
-            self._learn(fresh)
+            try:
+                self._learn(fresh)
+            except BaseException:
+                self._forget()  # they are numbered but not known
+                raise
         return numbers
 
     def _learn(self, stretches: list[str]) -> None:
@@ -165,8 +166,13 @@ class EnglishWords:
             for stretch, tokens in zip(stretches, cuts, strict=True)
         ]
         is_barrier = [not tokens or (len(tokens) == 1 and tokens[0] not in parts) for tokens in cuts]
-        starts = len(self._cuts.words) + np.cumsum(sizes) - sizes
-        _extend(self._cuts, words=words, starts=starts, sizes=sizes, is_special=is_special, is_barrier=is_barrier)
+        cut, at = self._cuts, len(self._stretches) - len(stretches)
+        cut.starts = _put(cut.starts, at, cut.count + np.cumsum(sizes) - sizes)
+        cut.sizes = _put(cut.sizes, at, sizes)
+        cut.is_special = _put(cut.is_special, at, is_special)
+        cut.is_barrier = _put(cut.is_barrier, at, is_barrier)
+        cut.words = _put(cut.words, cut.count, words)
+        cut.count += len(words)
 
     def _number_words(self, words: Sequence[str]) -> np.ndarray:
         numbers = np.fromiter(map(self._words.__getitem__, words), np.int32, len(words))
@@ -175,7 +181,12 @@ class EnglishWords:
             lengths = np.fromiter(map(len, fresh), np.int64, len(fresh))
             marks = np.fromiter(map(self._marks, fresh), np.uint8, len(fresh))
             hashes, powers = _hash(fresh, lengths)
-            _extend(self.vocabulary, lengths=lengths, marks=marks, hashes=hashes, powers=powers)
+            known, at = self.vocabulary, len(self._words) - len(fresh)
+            known.strings += fresh
+            known.lengths = _put(known.lengths, at, lengths)
+            known.marks = _put(known.marks, at, marks)
+            known.hashes = _put(known.hashes, at, hashes)
+            known.powers = _put(known.powers, at, powers)
         return numbers
 
     def _marks(self, word: str) -> int:
@@ -194,17 +205,22 @@ class EnglishWords:
             return
         barriers = np.flatnonzero(np.concatenate([[True], self._cuts.is_barrier[numbers]]))  # the last stretch is one
         at = np.searchsorted(barriers, specials, "right")
-        spans = sorted({(begin, end) for begin, end in zip(barriers[at - 1].tolist(), (barriers[at] - 1).tolist(), strict=True) if end - begin > 1})
+        spans = sorted(
+            {(begin, end) for begin, end in zip(barriers[at - 1].tolist(), (barriers[at] - 1).tolist(), strict=True) if end - begin > 1}
+        )
         joined = self._number([" ".join(stretches[begin:end]) for begin, end in spans])
         for (begin, end), number in zip(spans, joined, strict=True):
             numbers[begin:end] = 0
             numbers[begin] = number
 
 
-def _extend(table: Any, **columns: Any) -> None:
-    for field in fields(table):
-        have = getattr(table, field.name)
-        setattr(table, field.name, np.concatenate([have, np.asarray(columns[field.name], have.dtype)]))
+def _put(column: np.ndarray, at: int, values: Any) -> np.ndarray:
+    """The column with `values` from `at` on: itself, or one of twice the room."""
+    end = at + len(values)
+    if end > len(column):
+        column = np.concatenate([column[:at], np.empty(max(end, 2 * len(column)) - at, column.dtype)])
+    column[at:end] = values
+    return column
 
 
 def _hash(words: list[str], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +244,7 @@ class _Spacy:
             from spacy.pipeline import Sentencizer
             from spacy.tokenizer import Tokenizer
 
-        blank = spacy.blank("en")
+        blank: Any = spacy.blank("en")
         self._tokenizer, self._vocab = blank.tokenizer, blank.vocab
         self._zone = blank.memory_zone
         self.is_punctuation = blank.vocab.lex_attr_getters[IS_PUNCT]

@@ -39,11 +39,8 @@ class Pages:
 
     def words_of(self, row: int) -> list[str]:
         first, end = self.words.bounds[row : row + 2]
-        return [self._strings[number] for number in self.words.numbers[first:end].tolist()]
-
-    @cached_property
-    def _strings(self) -> list[str]:
-        return self.english.strings()
+        strings = self.english.vocabulary.strings
+        return [strings[number] for number in self.words.numbers[first:end].tolist()]
 
     def sums(self, values: np.ndarray) -> list[int]:
         """Sums over each page of a number a word."""
@@ -136,13 +133,14 @@ def gopher_repetition(rules: Any) -> Verdicts:
 def _repeated_lines(rules: Any, text: str) -> str:
     if not text:
         return EMPTY
-    paragraphs = rules.paragraph_exp.split(text.strip())
+    has_gaps = "\n\n" in text
+    paragraphs = rules.paragraph_exp.split(text.strip()) if has_gaps else [text.strip()]
     count, characters = _duplicates(paragraphs)
     if rules.dup_para_frac and count / len(paragraphs) > rules.dup_para_frac:
         return "dup_para_frac"
     if rules.dup_para_char_frac and characters / len(text) > rules.dup_para_char_frac:
         return "dup_para_char_frac"
-    lines = rules._line_splitter.split(text)
+    lines = rules._line_splitter.split(text) if has_gaps else text.split("\n")
     count, characters = _duplicates(lines)
     if rules.dup_line_frac and count / len(lines) > rules.dup_line_frac:
         return "dup_line_frac"

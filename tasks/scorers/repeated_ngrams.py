@@ -20,10 +20,9 @@ _LARGEST_TABLE_BITS = 22
 class RepeatedNgrams:
     """One n-gram length in words; hashes ignore where its words are cut, as datatrove's duplicate n-grams do."""
 
-    def __init__(self, length: int, vocabulary: Vocabulary, words: Words, hashes: np.ndarray, text: np.ndarray, begins: np.ndarray) -> None:
+    def __init__(self, length: int, words: Words, keys: np.ndarray, table: np.ndarray, text: np.ndarray, begins: np.ndarray) -> None:
         self._length, self._words, self._text, self._begins = length, words, text, begins
-        keys = hashes + text[: len(hashes)].astype(np.uint64) * _TEXT
-        again, first = _repeated(keys)
+        again, first = _repeated(keys, table)
         inside = text[again] == text[again + length - 1] if len(again) else np.empty(0, bool)
         self._again, self._first = again[inside], first[inside]
 
@@ -64,22 +63,23 @@ def repeated_ngrams(vocabulary: Vocabulary, words: Words, lengths: Collection[in
     begins = np.concatenate([[0], np.cumsum(vocabulary.lengths[words.numbers])])
     word_hashes, powers = vocabulary.hashes[words.numbers], vocabulary.powers[words.numbers]
     hashes = np.zeros(count, np.uint64)
+    of_text = text.astype(np.uint64) * _TEXT
+    table = np.empty(1 << min(_LARGEST_TABLE_BITS, max(4, (4 * count).bit_length())), np.int32)
     for length in range(1, max(lengths, default=0) + 1):
         hashes = hashes[: max(0, count - length + 1)]
         hashes *= powers[length - 1 :]
         hashes += word_hashes[length - 1 :]
         if length in lengths:
-            yield length, RepeatedNgrams(length, vocabulary, words, hashes, text, begins)
+            yield length, RepeatedNgrams(length, words, hashes + of_text[: len(hashes)], table, text, begins)
 
 
-def _repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _repeated(keys: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(places in order at which a key stands that stood before, the place where each stood first), without sorting the keys.
 
-    Places are written into a table at a slot that the key names, first ones last. Whoever does not find itself there stood before, or met a
+    Places are written into `table` (of 2^n slots) at a slot that the key names, first ones last. Whoever does not find itself there stood before, or met a
     stranger; a key that met a stranger did so at all its places, which then try again among themselves.
     """
-    bits = min(_LARGEST_TABLE_BITS, max(4, (4 * len(keys)).bit_length()))
-    table = np.empty(1 << bits, np.int32)
+    bits = (len(table) - 1).bit_length()
     places = np.arange(len(keys), dtype=np.int32)
     mix = _MIX
     again, first = [], []

@@ -23,7 +23,7 @@ FILTERS: dict[RuleSet, str] = {
     "fineweb_quality": "FineWebQualityFilter",
     "c4_quality": "C4QualityFilter",
 }
-AT_ONCE = 1_000_000  # characters
+AT_ONCE = 250_000  # characters: arrays that stay in a core's cache
 _NOT_SETTINGS = {"self", "exclusion_writer", "language"}
 
 

@@ -1,6 +1,7 @@
 """Language and the rules for web pages, against datatrove's own filters and spaCy's own tokenizer."""
 
 import gzip
+import itertools
 import json
 import os
 import random
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.word_tokenizers import SpaCyTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.errors import UserError
-from tasks.scorers import LanguageConfig, WebRulesConfig, column_names, make_scorer
+from tasks.scorers import LanguageConfig, WebRulesConfig, column_names, english_words, make_scorer, web_rules
 from tasks.scorers.english_words import EnglishWords
 from tasks.scorers.fasttext_quality import train_fasttext
 
@@ -60,35 +62,89 @@ FRAGMENTS += ["\u00a0", "\u3000", "\r\n", "\n\n", " :", ": ", "(=", "=)"]
 
 OURS, THEIRS = EnglishWords(), SpaCyTokenizer("en")
 
-
 LINES = st.lists(st.sampled_from(FRAGMENTS), max_size=14)
+
+# Plain words between marks, which are cut without spaCy, and what makes special cases or units of them.
+PLAIN = [
+    "word",
+    "Words",
+    "WORD",
+    "a",
+    "A",
+    "o",
+    "O",
+    "x",
+    "D",
+    "s",
+    "S",
+    "C",
+    "m",
+    "km",
+    "am",
+    "US",
+    "Mr",
+    "cannot",
+    "Cannot",
+    "gonna",
+    "Im",
+    "lets",
+    "dont",
+    "e-mail",
+    "o-o",
+    "well-known",
+    "1",
+    "8",
+    "2009",
+    "10",
+    "not",
+    "can",
+]
+BETWEEN = [*".,;:!?()[]\"”’'“‘-", "'s", "’s", "...", " ", " ", " ", "\n", "  "]
+PLAIN_LINES = st.lists(st.tuples(st.sampled_from(PLAIN), st.lists(st.sampled_from(BETWEEN), max_size=4)), max_size=4)
+
+
+def words(texts: list[str]) -> list[list[str]]:
+    OURS.make_room()
+    found = OURS.cut(texts)
+    every = [OURS.vocabulary.strings[number] for number in found.numbers]
+    return [every[begin:end] for begin, end in itertools.pairwise(found.bounds)]
+
+
+def assert_as_spacy(texts: list[str]) -> None:
+    assert words(texts) == [THEIRS.word_tokenize(text) for text in texts]
+    assert OURS.sentences(texts).tolist() == [max(1, len(THEIRS.span_tokenize(text))) for text in texts]
+
+
+@settings(max_examples=80, deadline=None)
+@example([["Comments", ":", " ", "(=", "foo", ")"]])  # what stands before has a say
+@example([["(25-", "°C.", " ", ")"]])
+@given(st.lists(LINES, max_size=3))
+def test_words_and_sentences_are_spacys(texts: list[list[str]]) -> None:
+    assert_as_spacy(["".join(fragments) for fragments in texts])
 
 
 @settings(max_examples=150, deadline=None)
-@example(["Comments", ":", " ", "(=", "foo", ")"])  # what stands before has a say
-@example(["(25-", "°C.", " ", ")"])
-@given(LINES)
-def test_words_and_sentences_are_spacys(fragments: list[str]) -> None:
-    text = "".join(fragments)
-    assert OURS.word_tokenize(text) == THEIRS.word_tokenize(text)
-    assert OURS.span_tokenize(text) == THEIRS.span_tokenize(text)
+@given(PLAIN_LINES)
+def test_plain_words_between_marks_are_spacys(pieces: list[tuple[str, list[str]]]) -> None:
+    assert_as_spacy(["".join(word + "".join(marks) for word, marks in pieces)])
+
+
+def test_the_special_cases_of_spacy_are_spacys_between_marks_too() -> None:
+    cases = sorted(THEIRS.tokenizer.tokenizer.rules)
+    lines = [" ".join(form.format(case) for case in cases) for form in ("{}", "({},", "“{}”", "x-{}:", "{}’s")]
+    assert words(lines) == [THEIRS.word_tokenize(line) for line in lines]
 
 
 @pytest.mark.soak
 @settings(max_examples=20_000, deadline=None)
-@given(LINES)
-def test_words_and_sentences_are_spacys_at_length(fragments: list[str]) -> None:
-    text = "".join(fragments)
-    assert OURS.word_tokenize(text) == THEIRS.word_tokenize(text)
-    assert OURS.span_tokenize(text) == THEIRS.span_tokenize(text)
+@given(LINES, PLAIN_LINES)
+def test_words_and_sentences_are_spacys_at_length(fragments: list[str], pieces: list[tuple[str, list[str]]]) -> None:
+    assert_as_spacy(["".join(fragments), "".join(word + "".join(marks) for word, marks in pieces)])
 
 
 def test_words_and_sentences_of_real_pages_are_spacys() -> None:
     texts = sample_texts(20)
-    for text in texts:
-        assert OURS.word_tokenize(text) == THEIRS.word_tokenize(text)
-        for line in text.splitlines()[:20]:
-            assert OURS.span_tokenize(line) == THEIRS.span_tokenize(line)
+    assert_as_spacy(texts + [line for text in texts for line in text.splitlines()[:20]])
 
 
 def sample_texts(count: int) -> list[str]:
@@ -152,9 +208,16 @@ def verdicts_of_datatrove(texts: list[str], **given: dict) -> dict[str, list[str
     columns = {}
     for name, kind in DATATROVE.items():
         rules = kind(**given.get(name, {}))
-        results = [rules.filter(Document(text=text, id="")) for text in texts]
-        columns[name] = [result[1] if isinstance(result, tuple) else "passed" for result in results]
+        columns[name] = [verdict_of_datatrove(rules, text) for text in texts]
     return columns
+
+
+def verdict_of_datatrove(rules: BaseFilter, text: str) -> str:
+    try:
+        result = rules.filter(Document(text=text, id=""))
+    except ZeroDivisionError:
+        return "empty"
+    return result[1] if isinstance(result, tuple) else "passed"
 
 
 def test_each_rule_set_names_the_rule_that_datatroves_filter_names() -> None:
@@ -168,8 +231,56 @@ def test_each_rule_set_names_the_rule_that_datatroves_filter_names() -> None:
 
 def test_the_rules_of_real_pages_are_datatroves() -> None:
     texts = sample_texts(12)
+    texts += [text[:-1] + text[:-1] for text in texts[:4]] + [text.upper() for text in texts[4:6]]
     found = make_scorer(WebRulesConfig(), None).score(texts)
     assert {name: column.tolist() for name, column in found.items()} == verdicts_of_datatrove(texts)
+
+
+# Words that give the same letters cut in different places, and lines that are nearly nothing, or break the rules for lines.
+_WORDS = st.sampled_from(["a", "ab", "b", "aab", "mill", "the", "and", "…", "#", "...", "•", "７"])
+_BITS = ["\n", "\n\n", " \n", ". ", "\u2028", "\u00a0", "\r\n", "?! ", "- ", "• ", "１", "\x00", "{", "y" * 1001, "a b c.\n", "a b c...\n"]
+_BITS += ["[1]", "[edit]", "java[2]script is on.", "Lorem Ipsum it is.", "the privacy policy of it.\n", "İstanbul ΑΣ. ", "ab a b ab.\n" * 3]
+_PAGE = st.lists(st.one_of(st.lists(_WORDS, max_size=12).map(" ".join), st.sampled_from(_BITS)), max_size=12).map(" ".join)
+LENIENT = {
+    "gopher_quality": {"min_doc_words": 3, "min_avg_word_length": None, "min_stop_words": 1, "max_non_alpha_words_ratio": 0.5},
+    "gopher_repetition": {
+        "top_n_grams": [[1, 0.6], [2, 0.5]],
+        "dup_n_grams": [[2, 0.4], [3, 0.3], [5, 0.2], [12, 0.1]],
+        "dup_line_frac": None,
+    },
+    "fineweb_quality": {"line_punct_exclude_zero": True, "char_duplicates_ratio": 0.3, "short_line_thr": 0.9, "stop_chars": (".", "...")},
+    "c4_quality": {"min_num_sentences": 2, "min_words_per_line": 2},
+}
+SCORERS = [make_scorer(WebRulesConfig(), None), make_scorer(WebRulesConfig.model_validate({"sets": LENIENT}), None)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_PAGE, max_size=4))
+def test_verdicts_of_odd_pages_are_datatroves(texts: list[str]) -> None:
+    for scorer, given_settings in zip(SCORERS, ({}, LENIENT), strict=True):
+        found = scorer.score(texts)
+        assert {name: column.tolist() for name, column in found.items()} == verdicts_of_datatrove(texts, **given_settings)
+
+
+@pytest.mark.soak
+@settings(max_examples=5000, deadline=None)
+@given(st.lists(_PAGE, max_size=4))
+def test_verdicts_of_odd_pages_are_datatroves_at_length(texts: list[str]) -> None:
+    for scorer, given_settings in zip(SCORERS, ({}, LENIENT), strict=True):
+        found = scorer.score(texts)
+        assert {name: column.tolist() for name, column in found.items()} == verdicts_of_datatrove(texts, **given_settings)
+
+
+def test_verdicts_do_not_depend_on_hashes_on_parts_or_on_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = made_up_pages(40)
+    want = verdicts_of_datatrove(texts)
+    monkeypatch.setattr(english_words, "REMEMBERED_STRETCHES", 50)
+    monkeypatch.setattr(web_rules, "AT_ONCE", 1000)
+    found = make_scorer(WebRulesConfig(), None).score(texts)
+    assert {name: column.tolist() for name, column in found.items()} == want
+    monkeypatch.setattr(english_words, "_hash", lambda words, lengths: (np.zeros(len(words), np.uint64),) * 2)  # all n-grams look alike
+    found = make_scorer(WebRulesConfig(), None).score(texts)
+    assert {name: column.tolist() for name, column in found.items()} == want
 
 
 def test_settings_of_a_rule_set_go_to_its_filter_and_unknown_ones_are_refused() -> None:
