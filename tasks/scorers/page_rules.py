@@ -134,7 +134,7 @@ def _repeated_lines(rules: Any, text: str) -> str:
     if not text:
         return EMPTY
     has_gaps = "\n\n" in text
-    paragraphs = rules.paragraph_exp.split(text.strip()) if has_gaps else [text.strip()]
+    paragraphs = rules.paragraph_exp.split(text.strip()) if has_gaps else [text]
     count, characters = _duplicates(paragraphs)
     if rules.dup_para_frac and count / len(paragraphs) > rules.dup_para_frac:
         return "dup_para_frac"

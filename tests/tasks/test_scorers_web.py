@@ -124,6 +124,8 @@ def test_words_and_sentences_are_spacys(texts: list[list[str]]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
+@example([("A", ["."]), ("US", [" "]), ("D", [".", " "]), ("km", ["."])])
+@example([("10", ["."]), ("8", [")", " "]), ("word", [":", ")", " "]), ("cannot", [",", " "]), ("e-mail", ["’s", "."])])
 @given(PLAIN_LINES)
 def test_plain_words_between_marks_are_spacys(pieces: list[tuple[str, list[str]]]) -> None:
     assert_as_spacy(["".join(word + "".join(marks) for word, marks in pieces)])
@@ -252,6 +254,26 @@ LENIENT = {
     "c4_quality": {"min_num_sentences": 2, "min_words_per_line": 2},
 }
 SCORERS = [make_scorer(WebRulesConfig(), None), make_scorer(WebRulesConfig.model_validate({"sets": LENIENT}), None)]
+
+
+_LINE = "the mill of the quiet village has water and stone "
+EDGES = [
+    "It has java[2]script on.\n" * 6,  # the word is there once the citation is gone
+    "Yes [edit] indeed.\n" * 6,  # and three words are there only before
+    "\n".join(f"{_LINE} {number}…" for number in range(9)),
+    "\n".join(f"• {_LINE} {number}." for number in range(9)),
+    "\n".join(f"{_LINE}? {number} " + "x" * 1001 for number in range(9)),
+    f"\n{_LINE}{{\n" * 9,
+    f"{_LINE}{{.\n" * 9,
+    "Use cookies of it.\nA b c d. E. F? G! H.\nSo be it...\n",
+    "ΑΣ ΑΣ LOREM IPSUM.",
+]
+
+
+def test_verdicts_of_pages_on_the_edge_are_datatroves() -> None:
+    for scorer, given_settings in zip(SCORERS, ({}, LENIENT), strict=True):
+        found = scorer.score(EDGES)
+        assert {name: column.tolist() for name, column in found.items()} == verdicts_of_datatrove(EDGES, **given_settings)
 
 
 @settings(max_examples=60, deadline=None)
