@@ -1,9 +1,9 @@
 """Checkpoints of a training run: safetensors and JSON, no pickles, and a marker that says when one is whole.
 
-A checkpoint folder holds one safetensors file a rank (torch.distributed.checkpoint's safetensors storage: weights under the model's own
-names, AdamW's moments as `optimizer.<name>.exp_avg` and `.exp_avg_sq`), `config.json`, `state.json`, and `checkpoint.json`, written last
-with the size and sha256 of every other file. A folder without it, or whose files differ from it, is torn and is never read. All ranks
-must see the folder.
+A checkpoint folder holds one safetensors file a rank (weights under the model's own names, AdamW's moments as
+`optimizer.<name>.exp_avg` and `.exp_avg_sq`; see `trainer/tensorfiles.py`), `tensors.json` that tells where in them each tensor lies,
+`config.json`, `state.json`, and `checkpoint.json`, written last with the size and sha256 of every other file. A folder without it, or
+whose files differ from it, is torn and is never read. All ranks must see the folder. `trainer/saving.py` writes them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,58 +20,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from trainer.errors import TrainerError
-from trainer.optim import moments, set_step_count, step_count
+from trainer.optim import moments, set_step_count
 from trainer.parallel import World
+from trainer.tensorfiles import Index, Part, read_index
 
 log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
-_SHARDING = "DCP_SHARDING_INFO"  # where torch's safetensors storage notes the offsets of a rank's part of a tensor
 _HASH_BYTES = 1 << 24
-
-
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: dict[str, Any], state: dict[str, Any], world: World) -> None:
-    """Write a checkpoint; collective. `state` (rank 0's counts) becomes `state.json`, with the optimizer's step count beside it.
-
-    What an earlier, torn attempt left in `folder` is removed first.
-    """
-    if world.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(_tensors(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    if world.rank == 0:
-        write_json(folder / "config.json", config)
-        write_json(folder / "state.json", {**state, "optimizer": {"step": step_count(optimizer)}})
-    dist.barrier()
-    for path in sorted(folder.glob("*.safetensors"))[world.rank :: world.size]:
-        _order_notes(path)
-    dist.barrier()
-    sums: dict[str, Any] = {}
-    for part in world.gather(_checksums(folder, world.rank, world.size)):
-        sums |= part
-    if world.rank == 0:
-        write_json(folder / MARKER, {"version": 1, "files": sums})
-    dist.barrier()
-
-
-def _order_notes(path: Path) -> None:
-    """Sort the notes (`__metadata__`) in a safetensors header: the library writes them in a random order, and equal runs leave equal bytes."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
-        assert len(ordered) == length, f"the header of {path} would grow"
-        file.seek(8)
-        file.write(ordered)
+_STAGING_BYTES = 1 << 30  # host memory for what is read on its way to a GPU
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
@@ -82,42 +44,95 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[s
     if not path.exists():
         raise TrainerError(f"{folder} has no state.json, so it holds weights only; give the checkpoint folder of a training run.")
     state: dict[str, Any] = json.loads(path.read_text())
-    tensors = _tensors(model, optimizer)
-    reader = _Reader(str(folder))
-    _check_shapes(folder, tensors, reader.read_metadata())
-    dcp.load(tensors, storage_reader=reader)
+    tensors = tensors_of(model, optimizer)
+    index = _shared_index(folder)
+    _check_shapes(folder, tensors, index)
+    for batch in _batches(tensors):
+        staged = [(local, local if local.device.type == "cpu" else torch.empty_like(local, device="cpu")) for _, local in batch]
+        index.read((part.name, part.start, host) for (part, _), (_, host) in zip(batch, staged, strict=True))
+        for local, host in staged:
+            if host is not local:
+                local.copy_(host)
     set_step_count(optimizer, state["optimizer"]["step"])
     return state
 
 
-class _Reader(HuggingFaceStorageReader):
-    """Rank 0 reads the files' headers and tells the others, instead of every rank opening every file."""
-
-    _metadata: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._metadata is None:
-            box = [super().read_metadata() if dist.get_rank() == 0 else None]
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-            self._metadata = box[0]
-        assert self._metadata is not None
-        return self._metadata
-
-
-def _tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Everything that a checkpoint stores as tensors, by flat name; loading writes into these."""
-    return {**{name: parameter.detach() for name, parameter in model.named_parameters()}, **moments(model, optimizer)}
+def _shared_index(folder: Path) -> Index:
+    """Rank 0 reads the index and tells the others, instead of every rank opening every file's header."""
+    box: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [read_index(folder).encode()]
+        except (TrainerError, OSError) as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    if isinstance(box[0], Exception):
+        raise box[0]
+    return Index.decode(folder, box[0])
 
 
-def _check_shapes(folder: Path, tensors: dict[str, Tensor], metadata: Metadata) -> None:
-    stored: dict[str, Any] = metadata.state_dict_metadata
+def _batches(tensors: dict[str, Tensor]) -> Iterator[list[tuple[Part, Tensor]]]:
+    batch: list[tuple[Part, Tensor]] = []
     for name, tensor in tensors.items():
-        if name not in stored:
+        part, local = local_part(name, tensor)
+        if not part.elements:
+            continue
+        if batch and sum(each.bytes for each, _ in batch) + part.bytes > _STAGING_BYTES:
+            yield batch
+            batch = []
+        batch.append((part, local))
+    yield batch
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Everything that a checkpoint stores as tensors, by flat name; loading writes into these. Weights first, each kind sorted by name."""
+    weights = {name: parameter.detach() for name, parameter in sorted(model.named_parameters())}
+    return weights | dict(sorted(moments(model, optimizer).items()))
+
+
+def local_part(name: str, tensor: Tensor) -> tuple[Part, Tensor]:
+    """Which rows of a tensor this rank holds, and their memory. Sharding: by rows over one dimension of the mesh, as FSDP and HSDP do."""
+    if not isinstance(tensor, DTensor):
+        return Part(name, tensor.dtype, tuple(tensor.shape)), tensor
+    local, first_row = tensor.to_local(), 0
+    for dimension, placement in enumerate(tensor.placements):
+        if placement == Shard(0) and tensor.placements.count(placement) == 1:
+            rows = math.ceil(tensor.shape[0] / tensor.device_mesh.size(dimension))
+            first_row = min(rows * tensor.device_mesh.get_local_rank(dimension), tensor.shape[0])
+        elif placement != Replicate():
+            raise TypeError(f"{name} is placed {tensor.placements}; a checkpoint can only hold rows")
+    return Part(name, tensor.dtype, tuple(local.shape), first_row), local
+
+
+def parts_to_write(tensors: dict[str, Tensor], world: World) -> list[tuple[Part, Tensor]]:
+    """This rank's share of what to write. Ranks that hold the same rows take the tensors in turns, so that each is written once."""
+    mine = []
+    for number, (name, tensor) in enumerate(tensors.items()):
+        part, local = local_part(name, tensor)
+        replica, replicas = world.rank, world.size
+        if isinstance(tensor, DTensor):
+            mesh, placements = tensor.device_mesh, tensor.placements
+            replica, replicas = 0, 1
+            for dimension, placement in enumerate(placements):
+                if placement == Replicate():
+                    replica = replica * mesh.size(dimension) + mesh.get_local_rank(dimension)
+                    replicas *= mesh.size(dimension)
+        if part.elements and number % replicas == replica:
+            mine.append((part, local))
+    return mine
+
+
+def _check_shapes(folder: Path, tensors: dict[str, Tensor], index: Index) -> None:
+    for name, tensor in tensors.items():
+        if name not in index.tensors:
             raise TrainerError(f"{folder} holds no {name}; give a training checkpoint of the config's model.")
-        if stored[name].size != tensor.shape:
+        stored = index.tensors[name]
+        if stored.shape != tuple(tensor.shape) or stored.dtype != tensor.dtype:
             raise TrainerError(
-                f"{folder} holds {name} of shape {list(stored[name].size)}, the config's model has {list(tensor.shape)}; give a checkpoint "
+                f"{folder} holds {name} of shape {list(stored.shape)}, the config's model has {list(tensor.shape)}; give a checkpoint "
                 "of the same model."
+                if stored.shape != tuple(tensor.shape)
+                else f"{folder} holds {name} in {stored.dtype}, a run keeps it in {tensor.dtype}; give a checkpoint of a training run."
             )
 
 
@@ -132,14 +147,20 @@ def newest_whole(folder: Path, world: World) -> Path | None:
     return None
 
 
-def remove_older(newest: Path, keep: int | None) -> None:
-    """Remove the checkpoints beside `newest` that are older, but for the `keep` youngest of them; None: none. Called on one rank."""
+def remove_older(newest: Path, keep: int | None, permanent_every_steps: int | None = None) -> None:
+    """Remove checkpoints beside `newest` that are older. Called on one rank.
+
+    Those of every `permanent_every_steps`-th step stay for ever; of the others the `keep` youngest whole ones (None: all).
+    """
     if keep is None:
         return
     older = sorted((path for path in newest.parent.glob("step*") if path.name < newest.name), reverse=True)
-    for path in older[keep:]:
-        (path / MARKER).unlink(missing_ok=True)  # first, so that an interrupted removal leaves no folder that looks whole
-        shutil.rmtree(path)
+    ephemeral = [path for path in older if not (permanent_every_steps and int(path.name.removeprefix("step")) % permanent_every_steps == 0)]
+    kept = [path for path in ephemeral if (path / MARKER).exists()][:keep]
+    for path in ephemeral:
+        if path not in kept:
+            (path / MARKER).unlink(missing_ok=True)  # first, so that an interrupted removal leaves no folder that looks whole
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fault_in(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -163,9 +184,16 @@ def fault_in(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     return None
 
 
-def write_marker(folder: Path) -> None:
-    """Make a finished folder a whole checkpoint: write `checkpoint.json` over the files in it. The last thing to do to it."""
-    write_json(folder / MARKER, {"version": 1, "files": _checksums(folder, 0, 1)})
+def write_marker(folder: Path, known: dict[str, dict[str, Any]] | None = None) -> None:
+    """Make a finished folder a whole checkpoint: write `checkpoint.json` over the files in it. The last thing to do to it.
+
+    `known`: entries of files whose size and sha256 the writer has already, as `{"bytes": ..., "sha256": ...}` by name.
+    """
+    files = dict(known or {})
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != MARKER and path.name not in files:
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / MARKER, {"version": 1, "files": dict(sorted(files.items()))})
 
 
 def load_model_tensors(folder: Path | str) -> Iterator[tuple[str, Tensor]]:
@@ -174,35 +202,17 @@ def load_model_tensors(folder: Path | str) -> Iterator[tuple[str, Tensor]]:
     Moments of the optimizer are left out. Raises TrainerError where the folder holds no whole checkpoint's files; call `fault_in` to have
     the checksums compared too.
     """
-    folder = Path(folder)
+    index = model_index(Path(folder))
+    for name in sorted(index.tensors):
+        if not name.startswith("optimizer."):
+            yield name, index.whole(name)
+
+
+def model_index(folder: Path) -> Index:
+    """Where the tensors of a checkpoint lie. Raises TrainerError where the folder holds no whole checkpoint's files."""
     if not (folder / MARKER).exists():
         raise TrainerError(f"{folder} is no whole checkpoint (it has no {MARKER}); give the folder of a finished checkpoint.")
-    pieces: dict[str, list[tuple[Path, list[int], list[int]]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            sharding = json.loads((file.metadata() or {}).get(_SHARDING, "null"))
-            for name in file.keys():  # noqa: SIM118 - safe_open offers no iteration
-                if name.startswith("optimizer."):
-                    continue
-                shape = file.get_slice(name).get_shape()
-                offsets = sharding[name]["saved_offsets"] if sharding else [0] * len(shape)
-                pieces.setdefault(name, []).append((path, offsets, shape))
-    for name in sorted(pieces):
-        yield name, _assemble(name, pieces[name])
-
-
-def _assemble(name: str, pieces: list[tuple[Path, list[int], list[int]]]) -> Tensor:
-    whole: Tensor | None = None
-    size = [max(offsets[axis] + shape[axis] for _, offsets, shape in pieces) for axis in range(len(pieces[0][2]))]
-    for path, offsets, shape in pieces:
-        with safe_open(path, framework="pt") as file:
-            piece = file.get_tensor(name)
-        if len(pieces) == 1:
-            return piece
-        whole = torch.empty(size, dtype=piece.dtype) if whole is None else whole
-        whole[tuple(slice(start, start + length) for start, length in zip(offsets, shape, strict=True))] = piece
-    assert whole is not None
-    return whole
+    return read_index(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -213,11 +223,6 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _checksums(folder: Path, part: int, parts: int) -> dict[str, dict[str, Any]]:
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MARKER)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths[part::parts]}
 
 
 def _sha256(path: Path) -> str:

@@ -84,10 +84,21 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """`every_steps`: steps between checkpoints (None: only the last); `keep`: older ones that stay beside the newest (None: all)."""
+    """When a run saves, and what of it stays; the last step is saved in any case.
+
+    Attributes:
+        every_steps: steps between checkpoints; None: only the permanent ones and the last.
+        keep: older checkpoints that stay beside the newest, permanent ones not counted; None: all.
+        permanent_every_steps: steps between checkpoints that are saved too and never removed; None: there are none.
+    """
 
     every_steps: int | None = None
     keep: int | None = None
+    permanent_every_steps: int | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the run saves after `step`."""
+        return any(every and step % every == 0 for every in (self.every_steps, self.permanent_every_steps))
 
 
 @dataclass(frozen=True)
@@ -265,6 +276,7 @@ def _check(config: TrainConfig, source: str) -> None:
         "schedule.decay_steps": schedule.decay_steps,
         "checkpoint.every_steps": checkpoint.every_steps,
         "parallel.replicas": config.parallel.replicas,
+        "checkpoint.permanent_every_steps": checkpoint.permanent_every_steps,
     }.items():
         need(value is None or value >= 1, f"{key} is {value}; give 1 or more.")
     for key, whole in {

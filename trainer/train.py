@@ -24,6 +24,7 @@ from trainer.config import TrainConfig, difference_on_restart, to_dict
 from trainer.data import Batch, Loader, Mix
 from trainer.errors import TrainerError
 from trainer.parallel import World
+from trainer.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -63,22 +64,24 @@ def train(config: TrainConfig, world: World) -> int:
     Raises TrainerError for what a user can mend: a config that does not fit the mix, a failed health check, a loss that is no number.
     """
     run = prepare(config, world)
-    with _StopRequest() as stop, ThreadPoolExecutor(1) as pool, _open_metrics(run) as metrics:
+    saver = Saver(run.model, run.optimizer, to_dict(config), config.checkpoint, world)
+    with _StopRequest() as stop, ThreadPoolExecutor(1) as pool, _open_metrics(run) as metrics, saver:
         coming = pool.submit(run.loader.batch, run.step)
         while run.step < run.steps:
             began = time.perf_counter()
             batch = coming.result()
             if run.step + 1 < run.steps:
                 coming = pool.submit(run.loader.batch, run.step + 1)
-            values = _step(run, batch, stop.asked)
+            values = _step(run, batch, stop.asked or saver.failed)
             stopping = values.pop("stopping") > 0
             _record(run, values, time.perf_counter() - began, metrics)
-            every = config.checkpoint.every_steps
-            if stopping or run.step == run.steps or (every and run.step % every == 0):
-                _save(run)
+            if stopping or run.step == run.steps or config.checkpoint.due(run.step):
+                _save(run, saver)
             if stopping and run.step < run.steps:
+                saver.wait()
                 log.info("SIGTERM: saved after step %d; start again to go on", run.step)
                 return EXIT_TERMINATED
+        saver.wait()
     if world.rank == 0:
         assert run.saved is not None
         done = {"checkpoint": str(run.saved.relative_to(run.folder)), "step": run.step, "loss": run.loss, "tokens": run.tokens}
@@ -236,8 +239,8 @@ def _record(run: Run, values: dict[str, float], seconds: float, metrics: TextIO)
     )
 
 
-def _save(run: Run) -> None:
-    """Collective."""
+def _save(run: Run, saver: Saver) -> None:
+    """Collective. The checkpoint is whole when the saver has written it, steps later."""
     folder = run.folder / "checkpoints" / f"step{run.step:07d}"
     epoch, batch = divmod(run.step, run.loader.batches_per_epoch)
     state = {
@@ -254,12 +257,9 @@ def _save(run: Run) -> None:
             "batch": batch,
         },
         "schedule": {"kind": run.config.schedule.kind, "start": run.start_rate, "steps": run.steps},
-        "rng": run.world.gather(_rng_state(run.world.device)),
     }
-    checkpoint.save(folder, run.model, run.optimizer, to_dict(run.config), state, run.world)
+    saver.save(folder, state, {"rng": _rng_state(run.world.device)})
     run.saved = folder
-    if run.world.rank == 0:
-        checkpoint.remove_older(folder, run.config.checkpoint.keep)
 
 
 def _rng_state(device: torch.device) -> dict[str, str]:

@@ -329,7 +329,7 @@ def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model(make_config: A
         (tmp_path / "anneal" / "config.json").unlink()
         return str(error.value)
 
-    assert "holds model.layers.0.mlp.gate_proj.weight of shape [64, 32], the config's model has [96, 32]" in anneal(
+    assert "holds model.layers.0.mlp.down_proj.weight of shape [32, 64], the config's model has [32, 96]" in anneal(
         **{"model.mlp_hidden": 96}
     )
     assert "holds no model.layers.2." in anneal(**{"model.n_layers": 3})
