@@ -171,7 +171,7 @@ def test_a_step_after_the_copy_does_not_change_what_is_written(
 
 def test_an_index_of_many_ranks_round_trips() -> None:
     table = np.array([(number, rank, 8 + number * 40, rank * 10, 10) for rank in range(50) for number in range(3)], np.int64)
-    known = {name: (torch.float32, (500,)) for name in "abc"}
+    known = dict.fromkeys("abc", (torch.float32, (500,)))
     index = make_index(Path(), [f"{rank}" for rank in range(50)], known, table)
     again = type(index).decode(Path(), index.encode())
     assert list(again.pieces("b", 15, 20)) == [(1, 48 + 20, 0, 5), (2, 48, 5, 10), (3, 48, 15, 5)]
