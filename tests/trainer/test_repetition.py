@@ -29,8 +29,21 @@ def test_the_32nd_repeat_counts_and_the_31st_does_not(period: int) -> None:
     for offset in (0, 1, period, 17, 30, 31, 97):
         before = np.arange(1000, 1000 + offset, dtype=np.uint32)
         after = np.arange(5000, 5000 + random.integers(0, 50), dtype=np.uint32)
-        assert has_repetition(np.concatenate([before, np.tile(gram, 32), after]))
+        whole = np.concatenate([before, np.tile(gram, 32), after])
+        assert has_repetition(whole)
+        for changed in (offset, offset + 16 * period, offset + 32 * period - 1):
+            broken = whole.copy()
+            broken[changed] = 9
+            assert not has_repetition(broken)
         assert not has_repetition(np.concatenate([before, np.tile(gram, 31), gram[:-1], after]))
+
+
+@pytest.mark.parametrize("period", range(1, 14))
+def test_32_repeats_are_found_wherever_they_begin(period: int) -> None:
+    before, run = np.arange(1000, 2000, dtype=np.uint32), np.tile(_primitive(period, np.random.default_rng(period)), 32)
+    for offset in range(1, 32 * period):
+        ids = np.concatenate([before[:offset], run, before[:1]])
+        assert has_repetition(ids) and has_repetition(ids[1:])  # the second one's memory begins at no multiple of 8 bytes
 
 
 def test_a_period_of_14_is_no_repetition() -> None:
@@ -55,9 +68,10 @@ def test_random_documents_agree_with_the_loop() -> None:
         pieces = [piece for pair in zip(gaps, documents, strict=True) for piece in pair]
         ends = np.cumsum([len(piece) for piece in pieces])[1::2]
         lengths = np.array([len(document) for document in documents])
-        found = repeated_documents(np.concatenate(pieces), ends - lengths, lengths, max_period=5, repeats=8)
         expected = [_brute_force(document, 5, 8) for document in documents]
-        assert found.tolist() == expected, trial
+        for shift in (0, 1):  # the second array begins at no multiple of 8 bytes
+            tokens = np.concatenate([np.zeros(shift, np.uint32), *pieces])[shift:]
+            assert repeated_documents(tokens, ends - lengths, lengths, max_period=5, repeats=8).tolist() == expected, trial
         seen.update(expected)
     assert seen == {True, False}
 
@@ -78,7 +92,8 @@ def test_a_run_across_a_border_belongs_to_no_document() -> None:
 
 
 def test_a_run_that_crosses_the_finders_own_blocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.repetition._BLOCK_TOKENS", 100)
+    monkeypatch.setattr("trainer.repetition._BLOCK_BYTES", 400)
+    monkeypatch.setattr("trainer.repetition._BLOCKS", 2)
     random = np.random.default_rng(1)
     for period in (1, 5, 13):
         for start in range(0, 120, 7):
