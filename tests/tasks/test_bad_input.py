@@ -329,7 +329,7 @@ def test_a_disk_that_is_full_for_real_is_told_and_with_room_the_same_command_goe
     with small_disk(tmp_path / "small", 200_000):
         lab.store = Store(str(tmp_path / "small" / "store"))
         filler = tmp_path / "small" / "filler"
-        filler.write_bytes(bytes(120_000))
+        filler.write_bytes(bytes(180_000))
         told_of_a_full_disk(lab)
         assert lab.store.names("shards/ingest") == [] or not list((tmp_path / "small").rglob("*.parquet"))
         filler.unlink()
