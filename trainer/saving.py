@@ -8,6 +8,7 @@ own, so that the training's collectives and theirs never meet.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -27,6 +28,8 @@ from trainer.config import CheckpointConfig
 from trainer.errors import TrainerError
 from trainer.parallel import World
 from trainer.tensorfiles import INDEX, bytes_of, header, make_index, write_all
+
+log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 24
 _GRACE_SECONDS = 20  # for a checkpoint under way when the run fails; torchrun kills 30 s after SIGTERM
@@ -131,8 +134,6 @@ class Saver:
 
     def _run(self, folder: Path, state: dict[str, Any], of_rank: dict[str, Any]) -> None:
         try:
-            if self._copied is not None:
-                self._copied.synchronize()
             self._write(folder, state, of_rank)
         except TrainerError as error:
             self._error = str(error)
@@ -148,25 +149,32 @@ class Saver:
             if self._world.rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room, and nobody reads half a checkpoint
             raise
+        self._all(folder, lambda: self._remove_older(folder))
 
     def _all(self, folder: Path, work: Callable[[], T]) -> list[T]:
-        """Do a part of the work on every rank and return all results; TrainerError on every rank where it failed on one."""
+        """Do a part of the work on every rank and return all results; TrainerError on every rank where it failed on one.
+
+        Whatever a rank's failure is, the others hear of it: they would wait for that rank in the next part.
+        """
         result, fault = None, None
+        where = f"(host {self._world.host}, rank {self._world.rank})"
         try:
             result = work()
         except OSError as error:
-            fault = f"{error.strerror or error} (host {self._world.host}, rank {self._world.rank})"
+            fault = f"{error.strerror or error} {where}; make room there, then start again"
+        except Exception as error:
+            log.exception("checkpoint %s", folder)
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())} {where}; start again"
         outcomes: list[Any] = [None] * self._world.size
         dist.all_gather_object(outcomes, (result, fault), group=self._group)
         faults = [fault for _, fault in outcomes if fault]
         if faults:
-            raise TrainerError(
-                f"checkpoint {folder} could not be written: {faults[0]}; make room there, then start again: the run goes on from its newest "
-                "whole checkpoint."
-            )
+            raise TrainerError(f"checkpoint {folder} could not be written: {faults[0]}: the run goes on from its newest whole checkpoint.")
         return [result for result, _ in outcomes]
 
     def _begin(self, folder: Path) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
         if self._world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier, torn attempt
             folder.mkdir(parents=True)
@@ -190,7 +198,10 @@ class Saver:
         write_json(folder / "state.json", {**state, **per_rank, "optimizer": {"step": int(self._step_count_copy.item())}})
         (folder / INDEX).write_bytes(self._index)
         write_marker(folder, {name: entry for files, _ in written for name, entry in files.items()})
-        remove_older(folder, self._keep.keep, self._keep.permanent_every_steps)
+
+    def _remove_older(self, folder: Path) -> None:
+        if self._world.rank == 0:
+            remove_older(folder, self._keep.keep, self._keep.permanent_every_steps)
 
     def _gather_index(self, tensors: dict[str, torch.Tensor], parts: list[Any]) -> bytes:
         """Rank 0: `tensors.json`, the same for every checkpoint of the run; the others: nothing. Collective."""

@@ -1,5 +1,6 @@
 """Checkpoints in the background, their keep rules, and reading them on other numbers of ranks."""
 
+import functools
 import json
 import resource
 import signal
@@ -35,23 +36,59 @@ def _losses(metrics: list[dict[str, Any]]) -> list[float]:
     return [line["loss"] for line in metrics]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 4), (2, 1)])
-def test_another_number_of_ranks_goes_on_with_the_same_data_and_loss(
-    before: int, after: int, make_config: Any, tmp_path: Path, run_trainer: Any, read_metrics: Any, world: World
+HSDP = {"replicas": 2}
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [(1, {}), (4, HSDP), (2, {}), (1, {})],
+        pytest.param([(2, {}), (4, {}), (2, {"accumulate": "sharded"}), (4, HSDP)], marks=pytest.mark.soak),
+    ],
+    ids=["1, 2x2, 2, 1", "2, 4, 2, 2x2"],
+)
+def test_other_numbers_of_ranks_go_on_with_the_same_data_and_loss(
+    rounds: list, make_config: Any, tmp_path: Path, run_trainer: Any, read_metrics: Any, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {"micro_batch_instances": 1, "schedule.decay_steps": 12, "checkpoint.every_steps": 4}
+    """Each round trains on to the end; the next finds only the checkpoint of its own beginning whole."""
+    changes = {"micro_batch_instances": 1, "schedule.decay_steps": 12, "checkpoint.every_steps": 3}
     train(_config(make_config(run_folder=str(tmp_path / "alone"), **changes)), world)
     run = tmp_path / "run"
-    run_trainer(make_config(**changes), ranks=before)
-    for late in ("step0000008", "step0000012"):
-        (run / "checkpoints" / late / MARKER).unlink()
-    (run / "done.json").unlink()
-    output = run_trainer(make_config(**changes), ranks=after)
-    assert f"resumed from {run / 'checkpoints' / 'step0000004'}" in output
-    assert _losses(read_metrics(run)) == pytest.approx(_losses(read_metrics(tmp_path / "alone")), rel=1e-5)
+    for number, (ranks, parallel) in enumerate(rounds):
+        config = make_config(parallel=parallel, **changes)
+        if ranks == 1:
+            with caplog.at_level("INFO"):
+                train(_config(config), world)
+            output = caplog.text
+        else:
+            output = run_trainer(config, ranks=ranks)
+        assert number == 0 or f"resumed from {run / 'checkpoints' / f'step{3 * number:07d}'}" in output
+        assert _losses(read_metrics(run)) == pytest.approx(_losses(read_metrics(tmp_path / "alone")), rel=1e-5)
+        for late in range(3 * number + 6, 13, 3):
+            (run / "checkpoints" / f"step{late:07d}" / MARKER).unlink()
+        (run / "done.json").unlink()
 
 
-def test_torch_reads_what_we_write_and_we_read_what_torch_writes(make_config: Any, run_trainer: Any, tmp_path: Path, world: World) -> None:
+def test_a_checkpoint_of_a_compiled_recomputing_model_is_one_of_a_plain_model(
+    make_config: Any, world: World, tmp_path: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved by the one and gone on with by the other, and back, the losses are a plain run's."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    changes = {"schedule.decay_steps": 9, "max_steps": 9, "checkpoint.every_steps": 3}
+    train(_config(make_config(run_folder=str(tmp_path / "plain"), **changes)), world)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for late, parallel in enumerate([{"activation_checkpointing": "full", "compile": True}, {}, {"compile": True}]):
+        train(_config(make_config(parallel=parallel, **changes)), world)
+        (tmp_path / "run" / "done.json").unlink()
+        assert _losses(read_metrics(tmp_path / "run")) == pytest.approx(_losses(read_metrics(tmp_path / "plain")), rel=1e-5)
+        for step in range(3 * late + 6, 10, 3):
+            (checkpoints / f"step{step:07d}" / MARKER).unlink()
+    names = [list(read_index(tmp_path / run / "checkpoints" / "step0000003").tensors) for run in ("plain", "run")]
+    assert names[0] == names[1]
+
+
+def test_index_headers_and_torch_agree_about_what_two_ranks_wrote(make_config: Any, run_trainer: Any, tmp_path: Path, world: World) -> None:
     run_trainer(make_config(max_steps=2, micro_batch_instances=1), ranks=2)
     folder = tmp_path / "run" / "checkpoints" / "step0000002"
     index = read_index(folder)
@@ -60,20 +97,13 @@ def test_torch_reads_what_we_write_and_we_read_what_torch_writes(make_config: An
     theirs = {name: torch.zeros_like(tensor) for name, tensor in ours.items()}
     dcp.load(theirs, storage_reader=HuggingFaceStorageReader(str(folder)))
     assert all(torch.equal(theirs[name], tensor) and tensor.any() == theirs[name].any() for name, tensor in ours.items())
+    written = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).unlink()
+    assert json.loads(read_index(folder).encode()) == written
     dcp.save(ours, storage_writer=HuggingFaceStorageWriter(str(tmp_path / "torch"), save_distributed=True))
     back = read_index(tmp_path / "torch")
     assert back.tensors.keys() == ours.keys()
     assert all(torch.equal(back.whole(name), tensor) for name, tensor in ours.items())
-
-
-def test_the_index_says_what_the_headers_say(make_config: Any, run_trainer: Any, tmp_path: Path) -> None:
-    run_trainer(make_config(max_steps=1, micro_batch_instances=1), ranks=2)
-    folder = tmp_path / "run" / "checkpoints" / "step0000001"
-    written = json.loads((folder / INDEX).read_text())
-    (folder / INDEX).unlink()
-    rebuilt = json.loads(read_index(folder).encode())
-    assert written["files"] == rebuilt["files"]
-    assert written["tensors"] == rebuilt["tensors"]
 
 
 def test_any_range_is_read_from_any_cut(tmp_path: Path) -> None:
@@ -125,6 +155,30 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(make_config
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step0000003"]
     assert train(config, world) == 0
+
+
+def test_whatever_fails_on_one_rank_ends_the_checkpoint_on_all(make_config: Any, launch: Any, tmp_path: Path) -> None:
+    """Not only what the disk says: the other rank must not wait for one that gave up."""
+    (tmp_path / "faulty.py").write_text("""
+import sys
+import torch.distributed as dist
+from trainer.__main__ import main
+from trainer.saving import Saver
+
+write = Saver._write_tensors
+
+def fail(self, folder):
+    if dist.get_rank() == 1 and folder.name == "step0000004":
+        raise ValueError("no such\\nluck")
+    return write(self, folder)
+
+Saver._write_tensors = fail
+sys.exit(main(sys.argv[1:]))
+""")
+    config = make_config(max_steps=100_000, micro_batch_instances=2, **{"checkpoint.every_steps": 2})
+    output, _ = launch(config, ranks=2, module="faulty").communicate(timeout=60)
+    assert "step0000004 could not be written: ValueError: no such luck (host" in output and "rank 1); start again" in output
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step0000002"]
 
 
 def test_sigterm_in_the_middle_of_saving_leaves_a_whole_checkpoint_in_time(
