@@ -26,12 +26,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from trainer.errors import TrainerError
 from trainer.optim import moments, set_step_count
 from trainer.parallel import World
-from trainer.tensorfiles import Index, Part, read_index
+from trainer.tensorfiles import INDEX, Index, Part, read_index
 
 log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
-_HASH_BYTES = 1 << 24
 _STAGING_BYTES = 1 << 30  # host memory for what is read on its way to a GPU
 
 
@@ -62,7 +61,8 @@ def _shared_index(folder: Path) -> Index:
     box: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            box = [read_index(folder).encode()]
+            path = folder / INDEX
+            box = [path.read_bytes() if path.exists() else read_index(folder).encode()]
         except (TrainerError, OSError) as error:
             box = [error]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
@@ -226,8 +226,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """The soup against a mean over plain dictionaries, and what it refuses."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from olmo_model.config import ModelConfig
 from olmo_model.shards import write_tensors
-from trainer.checkpoint import MARKER, load_model_tensors, write_marker
+from trainer.checkpoint import MARKER, fault_in, load_model_tensors, write_marker
 from trainer.errors import TrainerError
 from trainer.soup import SoupConfig, main, make_soup, read_model_config
+from trainer.tensorfiles import Index
 
 Save = Callable[..., str]
 
@@ -71,26 +73,28 @@ def test_a_soup_of_one_is_the_ingredient_and_can_be_an_ingredient(tmp_path: Path
     assert all(np.array_equal(again[name], array) for name, array in _numpy(ingredient).items())
 
 
-def test_it_reads_a_tensor_at_a_time(tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tensors there are, each stream is at most one tensor ahead of what was written."""
-    ingredients = [save("a", 1), save("b", 3)]
-    given = dict.fromkeys(ingredients, 0)
-    taken: list[int] = []
+def test_more_and_larger_ingredients_are_read_in_no_larger_blocks(tmp_path: Path, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that cut every tensor, and memory for no more of them than threads work on them."""
+    ingredients = [save(f"ingredient-{seed}", seed) for seed in range(6)]
+    make_soup(SoupConfig(ingredients, str(tmp_path / "whole")))
+    monkeypatch.setattr("trainer.soup._BLOCK_ELEMENTS", 100)
+    read, held, most = Index.read, set(), []
 
-    def counted(folder: str) -> Any:
-        for item in load_model_tensors(folder):
-            given[folder] += 1
-            yield item
+    def watched(self: Index, wanted: Any) -> None:
+        for name, start, tensor in wanted:
+            assert tensor.numel() <= 100
+            held.add((self.folder, name, start))
+            most.append(len(held))
+            read(self, [(name, start, tensor)])
+            held.remove((self.folder, name, start))
 
-    def write(tensors: Any, folder: Path) -> None:
-        for _ in tensors:
-            taken.append(max(given.values()))
-
-    monkeypatch.setattr("trainer.soup.load_model_tensors", counted)
-    monkeypatch.setattr("trainer.soup.write_tensors", write)
-    monkeypatch.setattr("trainer.soup.write_marker", lambda folder: None)
-    make_soup(SoupConfig(ingredients, str(tmp_path / "soup")))
-    assert taken == list(range(1, len(_numpy(ingredients[0])) + 1))
+    monkeypatch.setattr(Index, "read", watched)
+    make_soup(SoupConfig(ingredients, str(tmp_path / "blocks")))
+    assert max(most) <= len(os.sched_getaffinity(0))
+    whole, blocks = _numpy(str(tmp_path / "whole")), _numpy(str(tmp_path / "blocks"))
+    assert len(most) > 6 * len(whole)
+    assert all(np.array_equal(blocks[name], array) for name, array in whole.items())
+    assert fault_in(tmp_path / "blocks") is None
 
 
 def test_a_failed_soup_has_no_marker(tmp_path: Path, save: Save) -> None:
