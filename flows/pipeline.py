@@ -12,6 +12,7 @@ from typing import Any
 from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO
+from olmo_model.config import ABLATIONS
 from tasks import evaluate, export, mix, soup, train
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
@@ -98,7 +99,9 @@ class Pipeline(Curation):
         """The trainer's config without what is known only at launch: paths, vocabulary, device."""
         pretrain, model = self._require("pretrain"), self._require("model")
         length = self.recipe.sequence_length
-        sizes = {name: value for name, value in vars(model.config(128, length)).items() if name != "vocab_size"}
+        config = model.config(128, length)
+        # Ablations only where there are some, so that runs of OLMo 2 from before they existed keep their keys.
+        sizes = {name: value for name, value in vars(config).items() if name not in ("vocab_size", *ABLATIONS)} | config.ablations()
         optimizer = {"learning_rate": pretrain.learning_rate, "weight_decay": pretrain.weight_decay, "z_loss": pretrain.z_loss}
         return {
             "model": sizes,
@@ -106,7 +109,7 @@ class Pipeline(Curation):
             "sequence_length": length,
             "global_batch_instances": pretrain.global_batch_instances,
             "micro_batch_instances": pretrain.micro_batch_instances,
-            "optimizer": {**optimizer, "max_grad_norm": pretrain.max_grad_norm},
+            "optimizer": {**optimizer, "max_grad_norm": pretrain.max_grad_norm, **pretrain.optimizer_ablations()},
             "schedule": schedule,
             "max_steps": steps,
             "seed": pretrain.seed,

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from flows.section import Section
 from flows.section import at as _at
-from olmo_model.config import PRESETS, ModelConfig
+from olmo_model.config import ABLATIONS, PRESETS, ModelConfig
 from tasks.mix_plan import MixSource, MixSpec
 
 MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
@@ -49,6 +49,18 @@ class Model(Section):
         default=None, ge=1, description="Key and value heads; n_heads where left empty.", json_schema_extra=_at(4)
     )
     mlp_hidden: int | None = Field(default=None, ge=8, description="Hidden size of the MLP.", json_schema_extra=_at(5))
+    layer_norm: Literal["rms", "nonparametric"] = Field(
+        default="rms", description="OLMo 2's RMSNorm, or OLMo-0424's LayerNorm without parameters (section 3.3.1).", json_schema_extra=_at(6)
+    )
+    layer_norm_applied_to: Literal["outputs", "inputs"] = Field(
+        default="outputs", description="Norms after attention and MLP as in OLMo 2, or before them (section 3.3.2).", json_schema_extra=_at(7)
+    )
+    qkv_normalization: Literal["qk_norm", "clip", "none"] = Field(
+        default="qk_norm", description="OLMo 2's QK-norm, or OLMo-0424's clipping to 8 (Table 3).", json_schema_extra=_at(8)
+    )
+    init: Literal["normal", "scaled"] = Field(
+        default="normal", description="OLMo 2's initialisation, or OLMo-0424's by width and depth (section 3.2).", json_schema_extra=_at(9)
+    )
 
     @model_validator(mode="after")
     def _preset_or_sizes(self) -> Model:
@@ -58,11 +70,13 @@ class Model(Section):
         return self
 
     def config(self, vocab_size: int, sequence_length: int) -> ModelConfig:
+        ablations = {name: getattr(self, name) for name in ABLATIONS}
         if self.preset is not None:
             preset = PRESETS[self.preset]
             return ModelConfig(
                 **{
                     **dataclasses.asdict(preset),
+                    **ablations,
                     "vocab_size": vocab_size,
                     "max_sequence_length": max(sequence_length, preset.max_sequence_length),
                 }
@@ -70,7 +84,7 @@ class Model(Section):
         assert self.d_model and self.n_layers and self.n_heads and self.mlp_hidden
         heads = self.n_kv_heads or self.n_heads
         return ModelConfig(
-            self.d_model, self.n_layers, self.n_heads, heads, self.mlp_hidden, vocab_size, max_sequence_length=sequence_length
+            self.d_model, self.n_layers, self.n_heads, heads, self.mlp_hidden, vocab_size, max_sequence_length=sequence_length, **ablations
         )
 
 
@@ -88,7 +102,7 @@ class Pretrain(Section):
     steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(6))
     seed: int = Field(default=0, description="Seed of the initialisation.", json_schema_extra=_at(7))
     data_seed: int = Field(default=0, description="Seed of the instances' order.", json_schema_extra=_at(8))
-    weight_decay: float = Field(default=0.1, ge=0, description="Of all weights but the input embedding.", json_schema_extra=_at(9))
+    weight_decay: float = Field(default=0.1, ge=0, description="Of all weights but, unless decay_embeddings is set, the input embedding.", json_schema_extra=_at(9))
     z_loss: float = Field(default=1e-5, ge=0, description="Weight of the z-loss (section 3.3.3).", json_schema_extra=_at(10))
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping.", json_schema_extra=_at(11))
     mask_repetitions: bool = Field(
@@ -101,6 +115,15 @@ class Pretrain(Section):
         default=None, ge=1, description="Steps between checkpoints; only the last where empty.", json_schema_extra=_at(14)
     )
     deterministic: bool = Field(default=False, description="The same bits again on a GPU, at some speed.", json_schema_extra=_at(15))
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon; OLMo-0424 had 1e-5 (section 3.4.1).", json_schema_extra=_at(16))
+    decay_embeddings: bool = Field(
+        default=False, description="Decay the input embedding too, as OLMo-0424 did (section 3.4.2).", json_schema_extra=_at(17)
+    )
+
+    def optimizer_ablations(self) -> dict[str, float | bool]:
+        """Settings of AdamW in which this run is another than OLMo 2's; left out otherwise, so that older runs keep their keys."""
+        defaults = type(self).model_fields
+        return {name: getattr(self, name) for name in ("eps", "decay_embeddings") if getattr(self, name) != defaults[name].default}
 
 
 class FurtherAnneals(Section):

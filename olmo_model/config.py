@@ -1,7 +1,11 @@
 """Sizes of an OLMo 2 model, and what follows from them. No torch here, so that a form or a command line opens at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
+from typing import Any, Literal
+
+# The settings of ModelConfig that the report ablates; their defaults are OLMo 2.
+ABLATIONS = ("layer_norm", "layer_norm_applied_to", "qkv_normalization", "init")
 
 
 @dataclass(frozen=True)
@@ -10,6 +14,9 @@ class ModelConfig:
 
     ``vocab_size`` is the padded size, the height of both embedding matrices; ``mlp_hidden`` is the width inside SwiGLU;
     ``init_std`` the standard deviation of the truncated normal that every matrix starts from.
+
+    The last four are what OLMo-0424 had otherwise (Table 3, sections 3.2 and 3.3); `OLMO_0424` holds its choices. ``qkv_normalization``
+    "clip" limits queries, keys and values to +-8; ``init`` "scaled" goes by width and depth instead of ``init_std``.
 
     Raises ValueError where the sizes do not fit each other.
     """
@@ -24,6 +31,10 @@ class ModelConfig:
     rope_theta: float = 5e5
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    layer_norm: Literal["rms", "nonparametric"] = "rms"
+    layer_norm_applied_to: Literal["outputs", "inputs"] = "outputs"
+    qkv_normalization: Literal["qk_norm", "clip", "none"] = "qk_norm"
+    init: Literal["normal", "scaled"] = "normal"
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden", "vocab_size", "max_sequence_length"):
@@ -44,26 +55,37 @@ class ModelConfig:
         """Width of one attention head."""
         return self.d_model // self.n_heads
 
+    def ablations(self) -> dict[str, str]:
+        """The settings in which this model is another than OLMo 2; empty for OLMo 2 itself."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name in ABLATIONS and getattr(self, each.name) != each.default}
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the model's own order; the names are those of Hugging Face's Olmo2ForCausalLM."""
+        """Name and shape of every parameter, in the model's own order; the names are those of Hugging Face's Olmo2ForCausalLM.
+
+        Norms on the inputs are named as in Hugging Face's LlamaForCausalLM.
+        """
         d, kv = self.d_model, self.n_kv_heads * self.head_dim
-        layer = {
+        first, second = "post_attention_layernorm", "post_feedforward_layernorm"
+        if self.layer_norm_applied_to == "inputs":
+            first, second = "input_layernorm", "post_attention_layernorm"
+        qk_norms = {"self_attn.q_norm": (d,), "self_attn.k_norm": (kv,)}
+        layer: dict[str, tuple[int, ...]] = {
             "self_attn.q_proj": (d, d),
             "self_attn.k_proj": (kv, d),
             "self_attn.v_proj": (kv, d),
             "self_attn.o_proj": (d, d),
-            "self_attn.q_norm": (d,),
-            "self_attn.k_norm": (kv,),
+            **(qk_norms if self.qkv_normalization == "qk_norm" else {}),
             "mlp.gate_proj": (self.mlp_hidden, d),
             "mlp.up_proj": (self.mlp_hidden, d),
             "mlp.down_proj": (d, self.mlp_hidden),
-            "post_attention_layernorm": (d,),
-            "post_feedforward_layernorm": (d,),
+            **({first: (d,), second: (d,)} if self.layer_norm == "rms" else {}),
         }
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
         for n in range(self.n_layers):
             shapes |= {f"model.layers.{n}.{name}.weight": shape for name, shape in layer.items()}
-        return shapes | {"model.norm.weight": (d,), "lm_head.weight": (self.vocab_size, d)}
+        if self.layer_norm == "rms":
+            shapes["model.norm.weight"] = (d,)
+        return shapes | {"lm_head.weight": (self.vocab_size, d)}
 
     def num_parameters(self) -> int:
         """All parameters, both embeddings included."""
@@ -87,4 +109,14 @@ PRESETS: dict[str, ModelConfig] = {
     "7b": ModelConfig(d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden=11008, vocab_size=_VOCAB_SIZE),
     "13b": ModelConfig(d_model=5120, n_layers=40, n_heads=40, n_kv_heads=40, mlp_hidden=13824, vocab_size=_VOCAB_SIZE),
     "32b": ModelConfig(d_model=5120, n_layers=64, n_heads=40, n_kv_heads=8, mlp_hidden=27648, vocab_size=_VOCAB_SIZE),
+}
+
+# What OLMo-0424 had in place of OLMo 2's choices (report, Table 3 and section 3.2): `dataclasses.replace(PRESETS["7b"], **OLMO_0424)`.
+OLMO_0424: dict[str, Any] = {
+    "rope_theta": 1e4,
+    "norm_eps": 1e-5,
+    "layer_norm": "nonparametric",
+    "layer_norm_applied_to": "inputs",
+    "qkv_normalization": "clip",
+    "init": "scaled",
 }

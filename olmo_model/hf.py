@@ -13,7 +13,13 @@ from olmo_model.shards import check_tensors, read_tensors, write_tensors
 
 
 def hf_config(config: ModelConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
-    """The contents of `config.json`, as transformers 5 writes it (`rope_parameters` instead of `rope_theta`)."""
+    """The contents of `config.json`, as transformers 5 writes it (`rope_parameters` instead of `rope_theta`).
+
+    Raises ValueError for an ablation that `Olmo2ForCausalLM` cannot compute.
+    """
+    for key, value in config.ablations().items():
+        if key != "init":  # which leaves the architecture as it is
+            raise ValueError(f"model: {key} is {value}, which Hugging Face's Olmo2ForCausalLM does not have; only OLMo 2 itself can be exported")
     return {
         "architectures": ["Olmo2ForCausalLM"],
         "model_type": "olmo2",
@@ -49,9 +55,10 @@ def export(
     """Writes a folder that `AutoModelForCausalLM.from_pretrained` reads: weights in their own dtype, config, generation config, tokenizer.
 
     Tensors are taken one at a time, and at most one file of 4 GB is held. `config.json` is written last: without it there is no model.
-    Raises ValueError where the tensors are not exactly those of ``config``, or differ in dtype.
+    Raises ValueError where the tensors are not exactly those of ``config``, or differ in dtype, and for an ablation of OLMo 2.
     """
     folder = Path(folder)
+    described = hf_config(config, eos_id, pad_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     dtypes: set[str] = set()
@@ -59,7 +66,7 @@ def export(
     if tokenizer_folder is not None:
         _copy_tokenizer(Path(tokenizer_folder), folder)
     _write_json(folder / "generation_config.json", {"eos_token_id": eos_id, "pad_token_id": pad_id})
-    _write_json(folder / "config.json", hf_config(config, eos_id, pad_id) | {"dtype": dtypes.pop()})
+    _write_json(folder / "config.json", described | {"dtype": dtypes.pop()})
 
 
 def import_(folder: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:

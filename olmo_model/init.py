@@ -1,11 +1,14 @@
 """Starting values of the weights (OLMo 2 report, section 3.2)."""
 
+import math
+import re
 from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from olmo_model.config import ModelConfig
 from olmo_model.model import Olmo2
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # what torch.compile and activation checkpointing add to names
@@ -13,24 +16,47 @@ _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # what torch.compile 
 
 @torch.no_grad()
 def init_weights(model: Olmo2, seed: int) -> None:
-    """Fills every parameter in place: matrices from a normal with mean 0 and std ``config.init_std`` cut off at 3 std, gains with 1.
+    """Fills every parameter in place: matrices from a normal with mean 0 cut off at 3 std, gains with 1.
+
+    The std is ``config.init_std`` for all matrices; with ``config.init`` "scaled", OLMo-0424's, see `scaled_std`.
 
     Each parameter has a generator of its own, seeded by (seed, name), and is drawn whole before a rank takes its piece, so the
     values do not depend on how many ranks there are or how they share the model. CPU and GPU draw different numbers.
     Raises ValueError where a parameter is still on the meta device (call ``to_empty`` first).
     """
-    for name, parameter in model.named_parameters():
+    config = model.config
+    for wrapped, parameter in model.named_parameters():
+        name = _unwrapped(wrapped)
         if parameter.is_meta:
             raise ValueError(f"parameter {name} is on the meta device; call model.to_empty(device=...) before init_weights")
         if parameter.ndim == 1:
             parameter.fill_(1.0)
         else:
-            _copy(parameter, _draw(parameter, _parameter_seed(seed, name), model.config.init_std))
+            std = config.init_std if config.init == "normal" else scaled_std(name, config)
+            _copy(parameter, _draw(parameter, _parameter_seed(seed, name), std))
+
+
+def scaled_std(name: str, config: ModelConfig) -> float:
+    """Std of a matrix in the scaled initialisation of OLMo-0424 (Zhang et al., 2019; Gururangan et al., 2023; report, section 3.2).
+
+    1 / sqrt(d_model), embeddings and head included; for the last matrix of attention and MLP 1 / sqrt(2 * its inputs * layer), layers
+    counted from 1. The report prints sqrt(2 * d_model * layer) without the fraction and says that later layers start larger; in OLMo's
+    code they start smaller, and the MLP's inputs are counted, not d_model.
+    """
+    residual = re.search(r"layers\.(\d+)\..*(o_proj|down_proj)", name)
+    if residual is None:
+        return 1 / math.sqrt(config.d_model)
+    inputs = config.d_model if residual[2] == "o_proj" else config.mlp_hidden
+    return 1 / math.sqrt(2 * inputs * (int(residual[1]) + 1))
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def _parameter_seed(seed: int, name: str) -> int:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
     return int.from_bytes(blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "little")
 
 

@@ -2,7 +2,8 @@
 
 What differs from Llama: an RMSNorm stands after attention and after the MLP instead of before them (reordered norm), and queries
 and keys are normalised over their whole projection, before the split into heads (QK-norm). There are no biases, and the input and
-output embeddings are not tied. Parallelism, precision and compilation are the trainer's business; nothing here knows of them.
+output embeddings are not tied. Parallelism, precision and compilation are the trainer's business; nothing here knows of them. What the
+report compares this with (norms on the inputs, non-parametric norms, clipping) is in `ablations.py`. `docs/model.md` goes with it.
 
 Letters in shapes: B batch, T tokens, D model width, H heads, K key/value heads, E width of a head, V vocabulary.
 """
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from olmo_model.ablations import apply_ablations
 from olmo_model.config import ModelConfig
 
 
@@ -136,6 +138,8 @@ class Olmo2(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.ablations():
+            apply_ablations(self.model)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids [B, T] -> logits [B, T, V]; logits at position t predict token t + 1."""

@@ -54,12 +54,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (report, sections 2.3 and 3.4). `learning_rate` is the peak; an anneal takes its rate from the checkpoint instead."""
+    """AdamW (report, sections 2.3 and 3.4). `learning_rate` is the peak; an anneal takes its rate from the checkpoint instead.
+    `decay_embeddings`: decay the input embedding too, as OLMo-0424 did."""
 
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_embeddings: bool = False
     z_loss: float = 1e-5
     max_grad_norm: float = 1.0
 
@@ -203,8 +205,11 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def difference_on_restart(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first dotted key in which two runs' configs differ and that a restart must not change; None where there is none."""
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    """The first dotted key in which two runs' configs differ and that a restart must not change; None where there is none.
+
+    A setting that came after the old run began has its default there.
+    """
+    flat_old, flat_new = _flatten(to_dict(parse(TrainConfig, old, "the run's config.json"))), _flatten(new)
     for key in sorted(flat_old.keys() | flat_new.keys()):
         free = any(key == each or key.startswith(each + ".") for each in _FREE_ON_RESTART)
         if not free and flat_old.get(key) != flat_new.get(key):

@@ -10,16 +10,16 @@ from torch import nn
 
 from trainer.config import OptimizerConfig, ScheduleConfig
 
-_NOT_DECAYED = "embed_tokens.weight"  # report, section 3.4.2; norm gains and the output head are decayed
+_EMBEDDING = "embed_tokens.weight"  # not decayed: report, section 3.4.2; norm gains and the output head are
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW in two groups, decayed and not, over the model's parameters, its moments already there (zero, step count 0)."""
     named = list(model.named_parameters())
-    embeddings = [parameter for name, parameter in named if name.endswith(_NOT_DECAYED)]
-    others = [parameter for name, parameter in named if not name.endswith(_NOT_DECAYED)]
-    groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": embeddings, "weight_decay": 0.0}]
+    embeddings = [parameter for name, parameter in named if name.endswith(_EMBEDDING)]
+    others = [parameter for name, parameter in named if not name.endswith(_EMBEDDING)]
+    groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": embeddings, "weight_decay": config.weight_decay if config.decay_embeddings else 0.0}]
     # Fused is the fastest on a CPU too: 8.5 ms a step against 48 (foreach) and 59 (loop) for 8M parameters.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     for _, parameter in named:
