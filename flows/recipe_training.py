@@ -50,10 +50,14 @@ class Model(Section):
     )
     mlp_hidden: int | None = Field(default=None, ge=8, description="Hidden size of the MLP.", json_schema_extra=_at(5))
     layer_norm: Literal["rms", "nonparametric"] = Field(
-        default="rms", description="OLMo 2's RMSNorm, or OLMo-0424's LayerNorm without parameters (section 3.3.1).", json_schema_extra=_at(6)
+        default="rms",
+        description="OLMo 2's RMSNorm, or OLMo-0424's LayerNorm without parameters (section 3.3.1).",
+        json_schema_extra=_at(6),
     )
     layer_norm_applied_to: Literal["outputs", "inputs"] = Field(
-        default="outputs", description="Norms after attention and MLP as in OLMo 2, or before them (section 3.3.2).", json_schema_extra=_at(7)
+        default="outputs",
+        description="Norms after attention and MLP as in OLMo 2, or before them (section 3.3.2).",
+        json_schema_extra=_at(7),
     )
     qkv_normalization: Literal["qk_norm", "clip", "none"] = Field(
         default="qk_norm", description="OLMo 2's QK-norm, or OLMo-0424's clipping to 8 (Table 3).", json_schema_extra=_at(8)
@@ -102,7 +106,9 @@ class Pretrain(Section):
     steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(6))
     seed: int = Field(default=0, description="Seed of the initialisation.", json_schema_extra=_at(7))
     data_seed: int = Field(default=0, description="Seed of the instances' order.", json_schema_extra=_at(8))
-    weight_decay: float = Field(default=0.1, ge=0, description="Of all weights but, unless decay_embeddings is set, the input embedding.", json_schema_extra=_at(9))
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="Of all weights but, unless decay_embeddings is set, the input embedding.", json_schema_extra=_at(9)
+    )
     z_loss: float = Field(default=1e-5, ge=0, description="Weight of the z-loss (section 3.3.3).", json_schema_extra=_at(10))
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradient clipping.", json_schema_extra=_at(11))
     mask_repetitions: bool = Field(

@@ -57,7 +57,11 @@ class ModelConfig:
 
     def ablations(self) -> dict[str, str]:
         """The settings in which this model is another than OLMo 2; empty for OLMo 2 itself."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name in ABLATIONS and getattr(self, each.name) != each.default}
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name in ABLATIONS and getattr(self, each.name) != each.default
+        }
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the model's own order; the names are those of Hugging Face's Olmo2ForCausalLM.

@@ -19,7 +19,9 @@ def hf_config(config: ModelConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
     """
     for key, value in config.ablations().items():
         if key != "init":  # which leaves the architecture as it is
-            raise ValueError(f"model: {key} is {value}, which Hugging Face's Olmo2ForCausalLM does not have; only OLMo 2 itself can be exported")
+            raise ValueError(
+                f"model: {key} is {value}, which Hugging Face's Olmo2ForCausalLM does not have; only OLMo 2 itself can be exported"
+            )
     return {
         "architectures": ["Olmo2ForCausalLM"],
         "model_type": "olmo2",

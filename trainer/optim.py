@@ -19,7 +19,10 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     named = list(model.named_parameters())
     embeddings = [parameter for name, parameter in named if name.endswith(_EMBEDDING)]
     others = [parameter for name, parameter in named if not name.endswith(_EMBEDDING)]
-    groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": embeddings, "weight_decay": config.weight_decay if config.decay_embeddings else 0.0}]
+    groups = [
+        {"params": others, "weight_decay": config.weight_decay},
+        {"params": embeddings, "weight_decay": config.weight_decay if config.decay_embeddings else 0.0},
+    ]
     # Fused is the fastest on a CPU too: 8.5 ms a step against 48 (foreach) and 59 (loop) for 8M parameters.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     for _, parameter in named:
