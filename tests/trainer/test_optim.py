@@ -63,3 +63,9 @@ def test_an_anneal_starts_at_its_rate_and_ends_before_zero() -> None:
     rate = schedule(ScheduleConfig("linear_to_zero"), 6.15e-5, 8)
     assert rate(0) == 6.15e-5
     assert [rate(step) for step in range(8)] == pytest.approx([6.15e-5 * (8 - step) / 8 for step in range(8)])
+
+
+def test_embeddings_are_decayed_when_asked(model_dict: dict) -> None:
+    model = Olmo2(ModelConfig(**model_dict))
+    optimizer = make_optimizer(model, OptimizerConfig(learning_rate=0.5, weight_decay=0.1, decay_embeddings=True))
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["params"]} == {0.1}
