@@ -5,13 +5,13 @@ So `model.py` shows OLMo 2 and nothing else. The scaled initialisation of sectio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from olmo_model.model import Layer, RotaryTable, Trunk
+    from olmo_model.model import RotaryTable, Trunk
 
 _CLIP = 8.0  # report, Table 3
 
@@ -40,7 +40,7 @@ class InputNormLayer(nn.Module):
     Made of the parts of ``layer``; its norms are named as in Hugging Face's LlamaForCausalLM.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.self_attn = layer.self_attn
         self.mlp = layer.mlp
@@ -55,6 +55,7 @@ class InputNormLayer(nn.Module):
 def apply_ablations(trunk: Trunk) -> None:
     """Changes a freshly built OLMo 2 in place into the model that its config describes. QK-norm is an RMSNorm in any case."""
     config = trunk.config
+    layer: Any  # a ModuleList does not tell what it holds
     for n, layer in enumerate(trunk.layers):
         attention = layer.self_attn
         if config.qkv_normalization != "qk_norm":
@@ -69,4 +70,4 @@ def apply_ablations(trunk: Trunk) -> None:
         if config.layer_norm_applied_to == "inputs":
             trunk.layers[n] = InputNormLayer(layer)
     if config.layer_norm == "nonparametric":
-        trunk.norm = NonparametricNorm(config.norm_eps)
+        trunk.norm = NonparametricNorm(config.norm_eps)  # type: ignore[assignment]
