@@ -36,6 +36,11 @@ class Bench:
     def files(self, text_bytes: int, count: int) -> list[Path]:
         return corpus.write(self.kept, text_bytes, count)
 
+    def copies(self, shard_bytes: int, count: int) -> list[Path]:
+        """Files of the same texts under other ids: a corpus larger than the installation."""
+        one = self.files(shard_bytes, 1)[0]
+        return [_copy_with_new_ids(one, self.kept / f"copies-{shard_bytes}" / f"{number:03}.jsonl.gz", number) for number in range(count)]
+
     def ours(self, files: list[Path], text_bytes: int, model: Path | None, cut: float, workers: int = 1) -> Run:
         """Raw files to a selection with Pipeline and its local engine, as `olmoflow run curate` does it; the tokenizer is there."""
         store = self.fresh("store")
@@ -87,13 +92,15 @@ def _rates(runs: list[Run]) -> str:
     return f"{rates[len(rates) // 2]:.2f} MB/s ({rates[0]:.2f} to {rates[-1]:.2f}), {runs[0].said['documents']:,} documents, {runs[0].said['tokens']:,} tokens"
 
 
-def two_workers(bench: Bench, text_bytes: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    files = bench.files(text_bytes, 16)
+def two_workers(bench: Bench, shard_bytes: int, shards: int) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """As large as a run that is worth a second worker, so that what each of them loads first does not decide."""
+    files = bench.copies(shard_bytes, shards)
     texts = corpus.texts(files[:1])
     model = recipes.fasttext_model(bench.kept, texts)
     cut = recipes.threshold(model, texts)
     runs = measure.in_turns(
-        bench.rounds, {f"{workers} workers": (lambda w=workers: bench.ours(files, text_bytes, model, cut, w)) for workers in (1, 2)}
+        bench.rounds,
+        {f"{workers} workers": (lambda w=workers: bench.ours(files, shard_bytes * shards, model, cut, w)) for workers in (1, 2)},
     )
     return [(f"{name}", _rates(found)) for name, found in runs.items()], measure.claim(measure.ratios(runs["1 workers"], runs["2 workers"]))
 
@@ -123,9 +130,8 @@ def bookkeeping_share(bench: Bench, shard_bytes: int, shards: int) -> tuple[list
 
     Its start, Prefect's own server included, does not grow with the run; two sizes of run tell it from what each shard costs.
     """
-    one = bench.files(shard_bytes, 1)[0]
-    files = [_copy_with_new_ids(one, bench.kept / f"copies-{shard_bytes}" / f"{number:03}.jsonl.gz", number) for number in range(shards)]
-    texts = corpus.texts([one])
+    files = bench.copies(shard_bytes, shards)
+    texts = corpus.texts(files[:1])
     model = recipes.fasttext_model(bench.kept, texts)
     cut = recipes.threshold(model, texts)
     few = max(shards // 4, 1)
@@ -163,7 +169,6 @@ def _whole_command(bench: Bench, files: list[Path], text_bytes: int, model: Path
 
 
 def _copy_with_new_ids(source: Path, target: Path, number: int) -> Path:
-    """The same texts under other ids: a corpus larger than the installation."""
     import gzip
 
     if not target.exists():
@@ -190,7 +195,7 @@ def main() -> None:
         claims: dict[str, Callable[[], tuple[list[tuple[str, str]], dict[str, Any]]]] = {
             "curation_vs_datatrove": lambda: against_datatrove(bench, options.mb * MB, scored=False),
             "curation_scored_vs_datatrove": lambda: against_datatrove(bench, options.mb * MB, scored=True),
-            "two_workers": lambda: two_workers(bench, 256 * MB),
+            "two_workers": lambda: two_workers(bench, 64 * MB, 8),
             "memory_growth": lambda: memory_growth(bench, 8 * MB),
             "bookkeeping_share": lambda: bookkeeping_share(bench, 64 * MB, options.shards),
         }
