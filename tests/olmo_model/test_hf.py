@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GenerationConfig, Olmo2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Olmo2ForCausalLM
 
 from olmo_model.config import ModelConfig
 from olmo_model.hf import export, import_
+from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from olmo_model.shards import read_tensors, write_tensors
+from tasks.tokenizer import Tokenizer, train_bpe
 
 Models = tuple[Olmo2, Olmo2ForCausalLM]
 
@@ -34,6 +36,41 @@ def test_transformers_loads_an_export_and_gives_the_same_logits(models: Models, 
     assert (theirs.config.eos_token_id, theirs.config.pad_token_id, theirs.config.bos_token_id) == (1, 0, None)
     assert GenerationConfig.from_pretrained(folder).eos_token_id == 1
     assert (folder / "tokenizer.json").read_text() == '{"version": "1.0"}'
+
+
+def test_an_export_generates_text_with_its_own_tokenizer(tmp_path: Path) -> None:
+    train_bpe(["one two three, one two three; four five six. " * 9], 300, tmp_path / "tokenizer")
+    vocabulary = Tokenizer.load(tmp_path / "tokenizer")
+    config = ModelConfig(32, 2, 4, 2, 48, vocabulary.padded_vocab_size, max_sequence_length=64)
+    ours = Olmo2(config)
+    init_weights(ours, seed=0)
+    export(ours.state_dict().items(), config, tmp_path / "model", tmp_path / "tokenizer", vocabulary.eos_id, vocabulary.pad_id)
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    prompt = tokenizer("one two", return_tensors="pt")
+    assert prompt["input_ids"][0].tolist() == vocabulary.encode("one two").tolist()
+    generated = theirs.generate(**prompt, max_new_tokens=12, do_sample=False)[0]
+
+    ids = prompt["input_ids"]
+    with torch.no_grad():
+        for _ in range(12):  # the most likely token each time, without a cache
+            ids = torch.cat([ids, ours(ids)[:, -1:].argmax(-1)], dim=1)
+            if ids[0, -1] == vocabulary.eos_id:
+                break
+    assert generated.tolist() == ids[0].tolist()
+    assert tokenizer.decode(generated) == vocabulary.decode(ids[0].numpy())
+
+
+def test_a_long_sequence_gives_the_same_logits(tmp_path: Path) -> None:
+    config = ModelConfig(64, 2, 4, 2, 96, 256, max_sequence_length=4096)
+    ours = Olmo2(config)
+    init_weights(ours, seed=0)
+    export(ours.state_dict().items(), config, tmp_path, None, eos_id=1, pad_id=0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    ids = torch.randint(256, (1, 4096), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
