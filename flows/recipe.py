@@ -119,6 +119,7 @@ class Recipe(Section):
             raise ValueError("pretrain needs a `model`")
         if self.model:
             self.model.config(128, self.sequence_length)  # raises where the sizes do not fit each other
+        self._soup_can_be_exported()
         self._batch_fits()
         if "all" in self.sources:
             raise ValueError("sources.all: the evaluation calls the sum over all sources so; give it another name")
@@ -156,6 +157,16 @@ class Recipe(Section):
                     raise ValueError(f"{key}.positive should be some but not all of the labels {', '.join(labels)}")
             elif not set(labels) <= set("012345"):
                 raise ValueError(f"{key}: a regressor learns numbers from 0 to 5, but the labels are {', '.join(labels)}")
+
+    def _soup_can_be_exported(self) -> None:
+        """Said before the run and not after all its training."""
+        changed = self.model.config(128, self.sequence_length).ablations() if self.model and self.anneal else {}
+        for name, value in changed.items():
+            if name != "init":  # which leaves the architecture as it is
+                raise ValueError(
+                    f"model.{name} is {value}, which Hugging Face's Olmo2ForCausalLM does not have, and the soup of `anneal` is exported to it: "
+                    "leave out `anneal` to pretrain and micro-anneal such a model"
+                )
 
     def _batch_fits(self) -> None:
         if self.pretrain is None:

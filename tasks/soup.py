@@ -9,7 +9,7 @@ from tasks.shards import ShardRef, ShardTask, Step
 from tasks.store import Attempt, Books, Store
 from tasks.train import checkpoint_folder
 
-STEP = Step("soup", 1, "tasks.soup", ("torch",))
+STEP = Step("soup", 2, "tasks.soup", ("torch",))
 
 
 def task(name: str, ingredients: list[ShardRef]) -> ShardTask:

@@ -21,7 +21,7 @@ from tasks.progress import Progress, Watch
 from tasks.shards import ShardRef, ShardTask, Step, input_files
 from tasks.store import Attempt, Books, Store
 
-STEP = Step("train", 1, "tasks.train", ("torch",))
+STEP = Step("train", 2, "tasks.train", ("torch",))
 RUN = "run"
 
 

@@ -50,6 +50,14 @@ def fault(path, overrides=None) -> str:
     return str(error.value)
 
 
+def test_an_ablation_pretrains_but_is_refused_before_a_soup_that_could_not_be_exported(write):
+    ablated = SMALL.replace("{preset: 1b}", "{preset: 1b, layer_norm: nonparametric}")
+    assert load(write(ablated)).model.layer_norm == "nonparametric"
+    annealed = ablated + "anneal: {mix: pre, seeds: [1, 2]}\n"
+    assert "model.layer_norm is nonparametric" in fault(write(annealed))
+    load(write(annealed.replace("layer_norm: nonparametric", "init: scaled")))
+
+
 # -- variables -----------------------------------------------------------------------------------------------------------------------
 
 

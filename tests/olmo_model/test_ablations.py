@@ -12,7 +12,7 @@ from olmo_model.config import OLMO_0424, ModelConfig
 from olmo_model.growth import growth
 from olmo_model.hf import hf_config
 from olmo_model.init import init_weights
-from olmo_model.model import Olmo2
+from olmo_model.model import Olmo2, RotaryTable
 
 CONFIG = ModelConfig(d_model=64, n_layers=3, n_heads=8, n_kv_heads=2, mlp_hidden=96, vocab_size=256, max_sequence_length=64)
 IDS = torch.randint(256, (2, 48), generator=torch.Generator().manual_seed(3))
@@ -34,9 +34,10 @@ def test_logits_and_gradients_of_earlier_designs_equal_transformers(kind: str) -
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in theirs.parameters():  # so large that queries are clipped
-            parameter.copy_(torch.rand(parameter.shape, generator=generator) * 1.5 + 0.5) if parameter.ndim == 1 else parameter.normal_(
-                0, 0.8, generator=generator
-            )
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 2.0, generator=generator)
+            else:
+                parameter.normal_(0, 0.8, generator=generator)
     config = dataclasses.replace(CONFIG, **ablation)
     ours = Olmo2(config)
     ours.load_state_dict(theirs.state_dict())
@@ -72,8 +73,6 @@ def test_growth_is_of_the_mean_vectors_of_the_first_and_last_layer() -> None:
     init_weights(model, 0)
     totals = torch.zeros(2, 2, 64)
     for ids in IDS:  # layer by layer by hand, without hooks
-        from olmo_model.model import RotaryTable
-
         x, states = model.model.embed_tokens(ids[None]), []
         for layer in model.model.layers:
             x = layer(x, RotaryTable(48, CONFIG, x.device))
