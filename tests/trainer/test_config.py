@@ -83,6 +83,14 @@ def test_a_restart_may_move_but_not_train_something_else(make_config: Any, tmp_p
         assert difference_on_restart(old, to_dict(_load(tmp_path, make_config(**{key: value})))) == key
 
 
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default_only(make_config: Any, tmp_path: Path) -> None:
+    old = to_dict(_load(tmp_path, make_config()))
+    del old["optimizer"]["decay_embeddings"], old["parallel"], old["model"]["init"]
+    assert difference_on_restart(old, to_dict(_load(tmp_path, make_config()))) is None
+    changed = make_config(**{"optimizer.decay_embeddings": True})
+    assert difference_on_restart(old, to_dict(_load(tmp_path, changed))) == "optimizer.decay_embeddings"
+
+
 def test_reading_a_config_imports_no_torch() -> None:
     code = "import sys, trainer.config, trainer.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
