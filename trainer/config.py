@@ -32,6 +32,9 @@ _FREE_ON_RESTART = (
     "data.files",
     "init_from",
     "parallel",
+    "metrics",
+    "held_out",
+    "profile",
 )
 
 
@@ -53,6 +56,15 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SkipStepConfig:
+    """Leave out the update of a step whose loss or gradient norm is over the mean of the last `window` steps by more than `sigmas`
+    standard deviations, as OLMo 2 32B did. Until so many steps are done none is left out."""
+
+    window: int = 128
+    sigmas: float = 6.0
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (report, sections 2.3 and 3.4). `learning_rate` is the peak; an anneal takes its rate from the checkpoint instead.
     `decay_embeddings`: decay the input embedding too, as OLMo-0424 did."""
@@ -64,6 +76,7 @@ class OptimizerConfig:
     decay_embeddings: bool = False
     z_loss: float = 1e-5
     max_grad_norm: float = 1.0
+    skip_step: SkipStepConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,68 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class WandbConfig:
+    """A run of Weights & Biases. `mode` offline: written under the run folder only, to be sent later by `wandb sync`."""
+
+    project: str
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+
+
+@dataclass(frozen=True)
+class EnergyConfig:
+    """The data centre, for CO2 and water from the GPUs' energy (report, section 6.5)."""
+
+    power_usage_effectiveness: float
+    carbon_kg_per_kwh: float
+    water_offsite_litres_per_kwh: float
+    water_onsite_litres_per_kwh: float = 0.0
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """What is written about the steps beside `metrics.jsonl`, and how often.
+
+    Attributes:
+        every_steps: steps whose numbers leave the device together; None: 1 on a CPU, 10 on a GPU. Each step has its line either way.
+        embedding_norm_every_steps: steps between two looks at the norm of the input embeddings.
+        tensorboard: write TensorBoard's files to `tensorboard/` in the run folder too; needs the extra `tensorboard`.
+        wandb: send it to Weights & Biases too, or keep it for them; needs the extra `wandb`.
+        energy: the data centre, for CO2 and water in `done.json`; the GPUs' energy itself needs the extra `gpu`.
+    """
+
+    every_steps: int | None = None
+    embedding_norm_every_steps: int = 100
+    tensorboard: bool = False
+    wandb: WandbConfig | None = None
+    energy: EnergyConfig | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutMix:
+    """A compiled mix of held-out documents; `files` as in `DataConfig.files`."""
+
+    mix: str
+    files: str | None = None
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """Loss and bits per byte on held-out text, every `every_steps` steps and after the last. `sources`: a mix each, by name."""
+
+    every_steps: int
+    sources: dict[str, HeldOutMix]
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Trace `steps` steps from `first_step` (counted from 1) on, on rank 0, to `profile/` in the run folder."""
+
+    first_step: int
+    steps: int = 3
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -139,6 +214,8 @@ class TrainConfig:
         precision: of the matrix products; master weights, optimizer and reductions are fp32 either way.
         threads: CPU threads a rank; None: torch's own choice.
         deterministic: refuse operations whose result may differ from run to run.
+        held_out: score the model on held-out text while it is trained.
+        profile: trace some steps.
     """
 
     model: ModelConfig
@@ -154,6 +231,9 @@ class TrainConfig:
     init_from: str | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    held_out: HeldOutConfig | None = None
+    profile: ProfileConfig | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
     threads: int | None = None
@@ -282,6 +362,11 @@ def _check(config: TrainConfig, source: str) -> None:
         "checkpoint.every_steps": checkpoint.every_steps,
         "parallel.replicas": config.parallel.replicas,
         "checkpoint.permanent_every_steps": checkpoint.permanent_every_steps,
+        "metrics.every_steps": config.metrics.every_steps,
+        "metrics.embedding_norm_every_steps": config.metrics.embedding_norm_every_steps,
+        "held_out.every_steps": config.held_out.every_steps if config.held_out else None,
+        "profile.first_step": config.profile.first_step if config.profile else None,
+        "profile.steps": config.profile.steps if config.profile else None,
     }.items():
         need(value is None or value >= 1, f"{key} is {value}; give 1 or more.")
     for key, whole in {
@@ -297,6 +382,13 @@ def _check(config: TrainConfig, source: str) -> None:
         need(number > 0, f"optimizer.{key} is {number}; give a number above 0.")
     need(all(0 <= beta < 1 for beta in optimizer.betas), f"optimizer.betas is {list(optimizer.betas)}; give two numbers from 0 to below 1.")
     need(0 <= schedule.final_fraction <= 1, f"schedule.final_fraction is {schedule.final_fraction}; give a number from 0 to 1.")
+    if optimizer.skip_step:
+        need(optimizer.skip_step.window >= 2, f"optimizer.skip_step.window is {optimizer.skip_step.window}; give 2 or more.")
+        need(optimizer.skip_step.sigmas > 0, f"optimizer.skip_step.sigmas is {optimizer.skip_step.sigmas}; give a number above 0.")
+    if config.held_out:
+        sources = config.held_out.sources
+        need(bool(sources), "held_out.sources is empty; name a source, or leave held_out out.")
+        need("all" not in sources, 'held_out.sources: "all" is the name of the sum over sources; name this source otherwise.')
     need(config.sequence_length >= 2, f"sequence_length is {config.sequence_length}; give 2 or more.")
     need(
         config.sequence_length <= config.model.max_sequence_length,

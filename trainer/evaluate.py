@@ -22,21 +22,13 @@ from olmo_model.config import ModelConfig
 from olmo_model.model import Olmo2
 from trainer import parallel
 from trainer.checkpoint import fault_in, load_model_tensors, write_json
-from trainer.config import parse, read_yaml
+from trainer.config import HeldOutMix, parse, read_yaml
 from trainer.data import Mix
 from trainer.errors import TrainerError
 from trainer.process import die_with_torchrun
 from trainer.soup import checked_tensors, read_model_config
 
 _NOT_COUNTED = -100  # cross_entropy's own mark for a target to leave out
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A compiled mix of held-out documents; `files` as in `DataConfig.files`."""
-
-    mix: str
-    files: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class EvaluateConfig:
     """
 
     checkpoints: dict[str, str]
-    sources: dict[str, HeldOut]
+    sources: dict[str, HeldOutMix]
     sequence_length: int
     batch_instances: int
     output: str
@@ -94,7 +86,7 @@ def evaluate(config: EvaluateConfig, world: parallel.World) -> dict[str, Any]:
     mixes = {name: Mix(source.mix, source.files) for name, source in config.sources.items()}
     results = {}
     for checkpoint, folder in config.checkpoints.items():
-        _check_fit(folder, read_model_config(folder), mixes, config.sequence_length)
+        check_fit(folder, read_model_config(folder), mixes, config.sequence_length)
         faults = [fault for fault in world.gather(fault_in(Path(folder), world.rank, world.size)) if fault]
         if faults:
             raise TrainerError(f"checkpoint {folder} is not whole: {faults[0]}; give another one.")
@@ -118,7 +110,7 @@ def load_model(folder: str | Path, device: torch.device, dtype: torch.dtype) -> 
     return model
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what FSDP gathers here, a training step may use again
 def score(model: Olmo2, mix: Mix, sequence_length: int, batch_instances: int, world: parallel.World) -> Score:
     """Predict every token of the mix's stream once, in windows of `sequence_length` tokens that do not see each other.
 
@@ -138,10 +130,15 @@ def score(model: Olmo2, mix: Mix, sequence_length: int, batch_instances: int, wo
 
 
 def _batches(mix: Mix, length: int, batch: int, world: parallel.World) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of the windows, as inputs and targets of shape (up to `batch`, `length`), int64."""
+    """This rank's share of the windows, as inputs and targets of shape (up to `batch`, `length`), int64.
+
+    Every rank gets as many batches, since a sharded model needs all of them each time: where there are no more windows, a window of
+    padding.
+    """
     windows = -(-mix.tokens // length)
-    for first in range(world.rank * batch, windows, world.size * batch):
-        numbers = range(first, min(first + batch, windows))
+    for first in range(0, windows, world.size * batch):
+        mine = first + world.rank * batch
+        numbers = range(mine, min(mine + batch, windows)) or [windows]
         rows = np.stack([_window(mix, number * length, length) for number in numbers])
         if rows.max() >= mix.vocab_size:
             raise TrainerError(
@@ -151,7 +148,7 @@ def _batches(mix: Mix, length: int, batch: int, world: parallel.World) -> Iterat
         ids = torch.from_numpy(rows)
         targets = ids[:, 1:].clone()
         for row, number in zip(targets, numbers, strict=True):
-            row[mix.tokens - number * length :] = _NOT_COUNTED  # padding after the end of the stream
+            row[max(0, mix.tokens - number * length) :] = _NOT_COUNTED  # padding after the end of the stream
         targets[targets == mix.eos_id] = _NOT_COUNTED
         yield ids[:, :-1], targets
 
@@ -160,13 +157,16 @@ def _window(mix: Mix, start: int, length: int) -> np.ndarray[tuple[int], np.dtyp
     """Tokens [start - 1, start + length) of the stream, with EOS before its beginning and padding after its end."""
     window = np.full(length + 1, mix.pad_id, np.int64)
     window[0] = mix.eos_id
+    if start >= mix.tokens:
+        return window
     before = 1 if start else 0
     tokens = mix.read(start - before, min(length, mix.tokens - start) + before)
     window[1 - before : 1 - before + len(tokens)] = tokens
     return window
 
 
-def _check_fit(folder: str, model: ModelConfig, mixes: dict[str, Mix], sequence_length: int) -> None:
+def check_fit(folder: str, model: ModelConfig, mixes: dict[str, Mix], sequence_length: int) -> None:
+    """TrainerError where a model, named by its folder, and held-out mixes by source do not go together."""
     if sequence_length > model.max_sequence_length:
         raise TrainerError(
             f"sequence_length {sequence_length} is over the {model.max_sequence_length} that the model of {folder} takes; lower it."

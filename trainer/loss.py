@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def next_token_loss(
 
     Returns:
         The loss to call backward on, once (cross-entropy plus weighted z-loss; summed over all micro-batches and ranks it is the batch's
-        loss), and a detached fp32 tensor of shape (2,) holding those two parts.
+        loss), and a detached fp32 tensor of shape (3,) holding those two parts and the largest logit, masked instances' included.
     """
     targets = ids.roll(-1, dims=1)
     weights = (kept[:, None] / divisor).expand(ids.shape).float().clone()
@@ -43,7 +44,7 @@ def next_token_loss(
     parts = _HeadLoss.apply(
         hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, exponentials or row_exponentials, gradients
     )
-    return parts.sum(), parts.detach()
+    return parts[:2].sum(), parts.detach()
 
 
 def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +56,8 @@ def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sums of weight * cross-entropy and of weight * z_loss * logsumexp^2 over rows of hidden states, a chunk of rows at a time.
+    """Sums of weight * cross-entropy and of weight * z_loss * logsumexp^2 over rows of hidden states, a chunk of rows at a time; and the
+    largest logit.
 
     The gradients of both inputs are formed together with the loss, so that a chunk's logits are computed once and then forgotten. They
     are exact only when both sums are used with the same factor, as `next_token_loss` does. With e the exponentials of a row, s their sum
@@ -67,7 +69,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, exponentials: Exponentials, gradients: bool
     ) -> Tensor:
-        parts = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        parts = torch.zeros(3, dtype=torch.float32, device=hidden.device)
+        parts[2] = -math.inf
         hidden_gradient = torch.empty_like(hidden) if gradients else None
         head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if gradients else None
         rows = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 25) // len(head))
@@ -79,6 +82,7 @@ class _HeadLoss(torch.autograd.Function):
             del logits
             parts[0] += ((normaliser - at_target) * weight).sum()
             parts[1] += z_loss * (normaliser.square() * weight).sum()
+            parts[2] = torch.maximum(parts[2], (normaliser - sums.log()).amax())
             if hidden_gradient is None or head_gradient is None:
                 continue
             factor = (weight * (1 + 2 * z_loss * normaliser) / sums)[:, None]

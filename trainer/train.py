@@ -6,25 +6,29 @@ import base64
 import json
 import logging
 import math
-import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from trainer import checkpoint, health, optim, parallel
+from trainer import checkpoint, energy, failures, health, optim, parallel
+from trainer.bookkeeping import ON_DEVICE, Bookkeeper, Moment, NotFinite, StepNumbers
 from trainer.config import TrainConfig, difference_on_restart, to_dict
 from trainer.data import Batch, Loader, Mix
 from trainer.errors import TrainerError
+from trainer.held_out import HeldOut
+from trainer.interrupts import CollectedRarely, StopRequest
 from trainer.parallel import World
+from trainer.profiler import Profiler
 from trainer.saving import Saver
+from trainer.sinks import check_extras, cut_back, open_sinks, written
+from trainer.stability import SkipStep, embedding_norm
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +47,9 @@ class Run:
     optimizer: torch.optim.AdamW
     steps: int
     start_rate: float
+    skip_step: SkipStep | None = None
+    held_out: HeldOut | None = None
     step: int = 0
-    loss: float = math.nan
     saved: Path | None = None
 
     @property
@@ -61,62 +66,92 @@ class Run:
 def train(config: TrainConfig, world: World) -> int:
     """Run to the end, or to SIGTERM. Returns the process's exit code: 0 when done, 143 after SIGTERM (saved, and to be started again).
 
-    Raises TrainerError for what a user can mend: a config that does not fit the mix, a failed health check, a loss that is no number.
+    Raises TrainerError for what a user can mend: a config that does not fit the mix, a failed health check, a loss that is no number, a
+    full disk, too little memory.
     """
-    run = prepare(config, world)
-    saver = Saver(run.model, run.optimizer, to_dict(config), config.checkpoint, world)
-    with _StopRequest() as stop, ThreadPoolExecutor(1) as pool, _open_metrics(run) as metrics, saver:
-        coming = pool.submit(run.loader.batch, run.step)
-        while run.step < run.steps:
-            began = time.perf_counter()
-            batch = coming.result()
-            if run.step + 1 < run.steps:
-                coming = pool.submit(run.loader.batch, run.step + 1)
-            values = _step(run, batch, stop.asked or saver.failed)
-            stopping = values.pop("stopping") > 0
-            _record(run, values, time.perf_counter() - began, metrics)
-            if stopping or run.step == run.steps or config.checkpoint.due(run.step):
-                _save(run, saver)
-            if stopping and run.step < run.steps:
-                saver.wait()
-                log.info("SIGTERM: saved after step %d; start again to go on", run.step)
-                return EXIT_TERMINATED
-        saver.wait()
+    try:
+        return _loop(prepare(config, world))
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = failures.explain(error, config, world)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _loop(run: Run) -> int:
+    config, world = run.config, run.world
+    try:
+        with (
+            StopRequest() as stop,
+            CollectedRarely() as garbage,
+            Saver(run.model, run.optimizer, to_dict(config), config.checkpoint, world) as saver,
+            _open_books(run) as books,
+            Profiler(config.profile, run.folder, world) as profiler,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            coming = pool.submit(run.loader.batch, run.step)
+            stalled = 0.0
+            while run.step < run.steps:
+                began, began_waiting = Moment(world.device), time.perf_counter()
+                batch = coming.result()
+                waited = time.perf_counter() - began_waiting
+                if run.step + 1 < run.steps:
+                    coming = pool.submit(run.loader.batch, run.step + 1)
+                stop.tell(saver.failed)
+                profiler.before(run.step + 1)
+                rate = _rate(run, run.step)
+                row = _step(run, batch, rate)
+                profiler.after(run.step)
+                numbers = StepNumbers(run.step, row, rate, int((~batch.kept).sum()), began, Moment(world.device), waited, stalled)
+                _score_held_out(run, numbers)
+                books.record(numbers)
+                stopping = stop.heard()
+                stalled = _save(run, saver, books) if stopping or run.step == run.steps or config.checkpoint.due(run.step) else 0.0
+                if stopping and run.step < run.steps:
+                    saver.wait()
+                    log.info("SIGTERM: saved after step %d; start again to go on", run.step)
+                    return EXIT_TERMINATED
+                garbage.after_step(run.step)
+            saver.wait()
+    except NotFinite as error:
+        raise failures.not_finite(error, config, run.loader, world) from None
     if world.rank == 0:
         assert run.saved is not None
-        done = {"checkpoint": str(run.saved.relative_to(run.folder)), "step": run.step, "loss": run.loss, "tokens": run.tokens}
-        checkpoint.write_json(run.folder / "done.json", done)
+        done = {"checkpoint": str(run.saved.relative_to(run.folder)), "step": run.step, "loss": books.loss, "tokens": run.tokens}
+        checkpoint.write_json(run.folder / "done.json", done | energy.totals(books.joules, config.metrics.energy))
     return 0
 
 
-class _StopRequest:
-    """SIGTERM from here on asks for a checkpoint after the running step instead of ending the process."""
+def _open_books(run: Run) -> Bookkeeper:
+    """Rank 0 writes what it keeps; it goes on where the run stands."""
+    if run.world.rank != 0:
+        return Bookkeeper(run.world, run.config, run.steps, (), [])
+    cut_back(run.folder, run.step)
+    sinks = open_sinks(run.folder, run.step, run.config.metrics, to_dict(run.config))
+    return Bookkeeper(run.world, run.config, run.steps, written(run.folder), sinks)
 
-    def __init__(self) -> None:
-        self.asked = False
 
-    def __enter__(self) -> _StopRequest:
-        self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+def _score_held_out(run: Run, numbers: StepNumbers) -> None:
+    if run.held_out and run.held_out.due(run.step, run.steps):
+        began = time.perf_counter()
+        numbers.scores = run.held_out.scores(run.model)
+        numbers.held_out = time.perf_counter() - began
 
 
 def prepare(config: TrainConfig, world: World) -> Run:
     """Check everything that can be checked, then build the model and put it where the run stands: fresh, annealing, or resumed."""
     folder = Path(config.run_folder)
+    check_extras(config.metrics)
     loader = Loader(Mix(config.data.mix, config.data.files), config, world.rank, world.size)
+    held_out = HeldOut(config.held_out, config, world) if config.held_out else None
     _claim_folder(folder, config, world)
     health.check(config.model, world)
     torch.manual_seed(config.seed)
     model = parallel.build_model(config.model, world, config.precision, config.seed, config.parallel)
     optimizer = optim.make_optimizer(model, config.optimizer)
+    skip_step = SkipStep(config.optimizer.skip_step, world.device) if config.optimizer.skip_step else None
     steps = config.max_steps or loader.batches_per_epoch
-    run = Run(config, world, folder, loader, model, optimizer, steps, config.optimizer.learning_rate)
+    run = Run(config, world, folder, loader, model, optimizer, steps, config.optimizer.learning_rate, skip_step, held_out)
     newest = checkpoint.newest_whole(folder / "checkpoints", world)
     if newest:
         _resume(run, newest)
@@ -144,7 +179,9 @@ def _resume(run: Run, folder: Path) -> None:
     state = checkpoint.load(folder, run.model, run.optimizer)
     if state["loader"]["mix"] != run.loader.mix.identity:
         raise TrainerError(f"{run.loader.mix.folder} is another mix than {folder} was trained on; give the same mix or a new run_folder.")
-    run.step, run.start_rate, run.loss, run.saved = state["step"], state["schedule"]["start"], state["loss"], folder
+    run.step, run.start_rate, run.saved = state["step"], state["schedule"]["start"], folder
+    if run.skip_step:
+        run.skip_step.load(state["skip_step"])
     if run.world.rank < len(state["rng"]):
         _set_rng_state(state["rng"][run.world.rank], run.world.device)
     log.info("resumed from %s", folder)
@@ -159,41 +196,40 @@ def _begin_anneal(run: Run, folder: Path) -> None:
     log.info("annealing from %s, learning rate %.6g", folder, run.start_rate)
 
 
-def _step(run: Run, batch: Batch, stop: bool) -> dict[str, float]:
-    """One optimizer step. Its numbers come back in a single wait for the device."""
+def _step(run: Run, batch: Batch, rate: float) -> Tensor:
+    """One optimizer step at learning rate `rate`. Its numbers stay on the device, as `StepNumbers.row`: nothing here waits for it."""
     config, device = run.config, run.world.device
-    rate = _rate(run, run.step)
     ids, kept = _to_device(torch.from_numpy(batch.ids), device), _to_device(torch.from_numpy(batch.kept), device)
-    # Cross-entropy, z-loss, masked instances, ranks asked to stop: one all-reduce carries them all, so that ranks stop at the same step.
-    masked = int((~batch.kept).sum())
-    sums = torch.tensor([0.0, 0.0, masked, float(stop)], device=device)
     micro_batches = list(zip(ids.split(config.micro_batch_instances), kept.split(config.micro_batch_instances), strict=True))
+    parts = []
     for number, (micro_ids, micro_kept) in enumerate(micro_batches, 1):
         parallel.begin_micro_batch(run.model, number == len(micro_batches), config.parallel.accumulate)
-        loss, parts = run.model.loss(micro_ids, micro_kept, run.targets_per_step, config.optimizer.z_loss)
+        loss, micro_parts = run.model.loss(micro_ids, micro_kept, run.targets_per_step, config.optimizer.z_loss)
         loss.backward()
-        sums[:2] += parts
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optimizer.max_grad_norm)
+        parts.append(micro_parts)
+    norm = _whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optimizer.max_grad_norm))
+    losses, z_losses, largest_logits = torch.stack(parts, dim=1)
+    skipped = _update(run, losses.sum(), norm, rate)
+    run.step += 1
+    looked_at = run.step % config.metrics.embedding_norm_every_steps == 0
+    embeddings = embedding_norm(run.model) if looked_at else norm.new_full((), math.nan)
+    numbers = torch.stack([losses.sum(), z_losses.sum(), norm, skipped, embeddings, largest_logits.amax()])
+    assert len(numbers) == ON_DEVICE
+    return torch.cat([numbers, losses + z_losses])
+
+
+def _update(run: Run, loss: Tensor, norm: Tensor, rate: float) -> Tensor:
+    """The optimizer's step, unless it is to be left out; 1.0 on the device where it was. `loss`: this rank's share."""
+    skipped = torch.zeros_like(norm)
+    if run.skip_step:
+        whole = loss.clone()
+        dist.all_reduce(whole)
+        skipped = run.skip_step.judge(whole, norm)
+        run.optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optim.set_learning_rate(run.optimizer, rate)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    dist.all_reduce(sums)
-    numbers = torch.cat([sums, _whole(norm).reshape(1)]).tolist()
-    run.step += 1
-    run.loss = numbers[0]
-    if not all(map(math.isfinite, numbers)):
-        raise TrainerError(
-            f"the loss or gradient norm of step {run.step} is no finite number ({numbers[0]}, {numbers[4]}); look at the steps before it "
-            f"in {run.folder / 'metrics.jsonl'}, and go on from an older checkpoint with a lower learning rate or other data."
-        )
-    return {
-        "loss": numbers[0],
-        "z_loss": numbers[1],
-        "grad_norm": numbers[4],
-        "learning_rate": rate,
-        "masked_instances": int(numbers[2]),
-        "stopping": numbers[3],
-    }
+    return skipped
 
 
 def _rate(run: Run, step: int) -> float:
@@ -208,46 +244,20 @@ def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _open_metrics(run: Run) -> TextIO:
-    """`metrics.jsonl`, cut back to the step that the run stands at. Only rank 0 writes to it."""
-    path = run.folder / "metrics.jsonl"
-    if run.world.rank != 0:
-        return Path(os.devnull).open("w")
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    # A line beyond the checkpoint, or one that a kill cut short, is trained again.
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(lines[: run.step]))
-    partial.replace(path)
-    return path.open("a", encoding="utf-8")
+def _save(run: Run, saver: Saver, books: Bookkeeper) -> float:
+    """Begin a checkpoint, which is whole when the saver has written it, steps later; returns the seconds that it took here. Collective.
 
-
-def _record(run: Run, values: dict[str, float], seconds: float, metrics: TextIO) -> None:
-    if run.world.rank != 0:
-        return
-    per_step = run.config.global_batch_instances * run.config.sequence_length
-    line = {"step": run.step, "tokens": run.tokens, **values, "tokens_per_second": per_step / seconds, "seconds": seconds}
-    metrics.write(json.dumps(line) + "\n")
-    metrics.flush()
-    log.info(
-        "step %d/%d loss %.4f grad norm %.3f learning rate %.4g, %.0f tokens/s",
-        run.step,
-        run.steps,
-        values["loss"],
-        values["grad_norm"],
-        values["learning_rate"],
-        line["tokens_per_second"],
-    )
-
-
-def _save(run: Run, saver: Saver) -> None:
-    """Collective. The checkpoint is whole when the saver has written it, steps later."""
+    What the step's numbers have against it is heard first: nothing that is no number is ever saved.
+    """
+    began = time.perf_counter()
+    books.drain()
     folder = run.folder / "checkpoints" / f"step{run.step:07d}"
     epoch, batch = divmod(run.step, run.loader.batches_per_epoch)
     state = {
         "version": 1,
         "step": run.step,
         "tokens": run.tokens,
-        "loss": run.loss,
+        "loss": books.loss,
         "learning_rate": _rate(run, run.step - 1),
         "loader": {
             "mix": run.loader.mix.identity,
@@ -257,9 +267,11 @@ def _save(run: Run, saver: Saver) -> None:
             "batch": batch,
         },
         "schedule": {"kind": run.config.schedule.kind, "start": run.start_rate, "steps": run.steps},
+        "skip_step": run.skip_step.state() if run.skip_step else None,
     }
     saver.save(folder, state, {"rng": _rng_state(run.world.device)})
     run.saved = folder
+    return time.perf_counter() - began
 
 
 def _rng_state(device: torch.device) -> dict[str, str]:

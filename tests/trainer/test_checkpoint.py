@@ -200,23 +200,23 @@ def test_a_step_after_the_copy_does_not_change_what_is_written(
     """The writing of step 4 begins only when step 6 is done; its weights are those of a run that ends at step 4."""
     import threading
 
-    import trainer.train
+    from trainer.bookkeeping import Bookkeeper
     from trainer.saving import Saver
 
     train(_config(make_config(max_steps=4, run_folder=str(tmp_path / "short"), **{"schedule.decay_steps": 40})), world)
-    reached, write, record = threading.Event(), Saver._write, trainer.train._record
+    reached, write, record = threading.Event(), Saver._write, Bookkeeper.record
 
     def late(self: Any, *arguments: Any) -> None:
         assert reached.wait(60)
         write(self, *arguments)
 
-    def tell(run: Any, *rest: Any) -> None:
-        record(run, *rest)
-        if run.step == 6:
+    def tell(books: Bookkeeper, numbers: Any) -> None:
+        record(books, numbers)
+        if numbers.step == 6:
             reached.set()
 
     monkeypatch.setattr(Saver, "_write", late)
-    monkeypatch.setattr(trainer.train, "_record", tell)
+    monkeypatch.setattr(Bookkeeper, "record", tell)
     train(_config(make_config(**{"checkpoint.permanent_every_steps": 4})), world)
     names = [tmp_path / name / "checkpoints" / "step0000004" for name in ("short", "run")]
     first, second = (read_index(name) for name in names)

@@ -20,8 +20,9 @@ from olmo_model.model import Olmo2
 from olmo_model.shards import write_tensors
 from trainer import parallel
 from trainer.checkpoint import write_marker
+from trainer.config import HeldOutMix
 from trainer.errors import TrainerError
-from trainer.evaluate import EvaluateConfig, HeldOut, evaluate
+from trainer.evaluate import EvaluateConfig, evaluate
 
 EOS, PAD, LENGTH = 0, 1, 32
 
@@ -74,7 +75,7 @@ def test_loss_equals_a_loop_over_transformers(
 ) -> None:
     folder, oracle = checkpoint
     documents = {"web": make_documents(12, seed=1), "maths": make_documents(5, seed=2)}
-    sources = {name: HeldOut(str(make_mix(tmp_path / name, each))) for name, each in documents.items()}
+    sources = {name: HeldOutMix(str(make_mix(tmp_path / name, each))) for name, each in documents.items()}
     result = evaluate(EvaluateConfig({"run": folder}, sources, window, batch, "", "cpu", "fp32"), world)["checkpoints"]["run"]
 
     nats, tokens, size = 0.0, 0, 0
@@ -97,7 +98,7 @@ def test_the_last_window_may_be_one_short_full_or_one_token(
 ) -> None:
     folder, oracle = checkpoint
     document = np.arange(2, 2 + 2 * LENGTH - 1 + extra, dtype=np.uint32)  # with its EOS, two windows and `extra`
-    sources = {"web": HeldOut(str(make_mix(tmp_path / "web", [document])))}
+    sources = {"web": HeldOutMix(str(make_mix(tmp_path / "web", [document])))}
     result = evaluate(EvaluateConfig({"run": folder}, sources, LENGTH, 2, "", "cpu", "fp32"), world)["checkpoints"]["run"]["web"]
     nats, tokens = _brute_force(oracle, [document], LENGTH)
     assert result["tokens"] == tokens == len(document)
@@ -105,7 +106,7 @@ def test_the_last_window_may_be_one_short_full_or_one_token(
 
 
 def test_bf16_is_near_fp32(tmp_path: Path, world: parallel.World, checkpoint: Any, make_mix: Any, make_documents: Any) -> None:
-    sources = {"web": HeldOut(str(make_mix(tmp_path / "web", make_documents(5))))}
+    sources = {"web": HeldOutMix(str(make_mix(tmp_path / "web", make_documents(5))))}
     losses = []
     for precision in ("fp32", "bf16"):
         config = EvaluateConfig({"run": checkpoint[0]}, sources, LENGTH, 2, "", "cpu", precision)
@@ -139,10 +140,10 @@ def test_two_ranks_under_torchrun_write_what_one_writes(
 
 def test_what_does_not_fit_is_named(tmp_path: Path, world: parallel.World, checkpoint: Any, make_mix: Any, make_documents: Any) -> None:
     folder = checkpoint[0]
-    good = HeldOut(str(make_mix(tmp_path / "good", make_documents(3))))
-    foreign = HeldOut(str(make_mix(tmp_path / "foreign", make_documents(3), vocab_size=256)))
-    empty = HeldOut(str(make_mix(tmp_path / "empty", [])))
-    outside = HeldOut(str(make_mix(tmp_path / "outside", make_documents(3, low=200, high=210))))
+    good = HeldOutMix(str(make_mix(tmp_path / "good", make_documents(3))))
+    foreign = HeldOutMix(str(make_mix(tmp_path / "foreign", make_documents(3), vocab_size=256)))
+    empty = HeldOutMix(str(make_mix(tmp_path / "empty", [])))
+    outside = HeldOutMix(str(make_mix(tmp_path / "outside", make_documents(3, low=200, high=210))))
     damaged = str(shutil.copytree(folder, tmp_path / "damaged"))
     with Path(damaged, "config.json").open("a") as file:
         file.write(" ")

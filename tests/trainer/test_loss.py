@@ -32,7 +32,7 @@ def test_loss_and_both_gradients_equal_the_plain_form_for_any_chunk(monkeypatch:
     gradients = torch.autograd.grad(2 * loss, (hidden, head))
     nats, z_loss = _plain(hidden, head, ids, kept, 21)
     expected = torch.autograd.grad(2 * (nats + z_loss), (hidden, head))
-    torch.testing.assert_close(parts, torch.stack([nats, z_loss]).detach())
+    torch.testing.assert_close(parts[:2], torch.stack([nats, z_loss]).detach())
     torch.testing.assert_close(loss, nats + z_loss)
     for found, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -43,7 +43,7 @@ def test_bf16_gradients_are_as_near_to_exact_as_the_plain_forms(monkeypatch: pyt
     monkeypatch.setattr("trainer.loss._CHUNK_ELEMENTS", {"cpu": rows * VOCABULARY})
     hidden, head, ids, kept = _case(torch.bfloat16)
     loss, parts = next_token_loss(hidden, head, ids, kept, 21, Z_LOSS)
-    torch.testing.assert_close(parts, torch.stack(_plain(hidden, head, ids, kept, 21)).detach())
+    torch.testing.assert_close(parts[:2], torch.stack(_plain(hidden, head, ids, kept, 21)).detach())
     gradients = torch.autograd.grad(loss, (hidden, head))
     plain = torch.autograd.grad(sum(_plain(hidden, head, ids, kept, 21)), (hidden, head))
     wide = [each.detach().double().requires_grad_() for each in (hidden, head)]

@@ -15,11 +15,11 @@ import yaml
 from safetensors import safe_open
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
-import trainer.train
 from olmo_model.config import ModelConfig
 from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from trainer.__main__ import main
+from trainer.bookkeeping import Bookkeeper, StepNumbers
 from trainer.checkpoint import MARKER, fault_in, load_model_tensors
 from trainer.config import TrainConfig, parse
 from trainer.data import Loader, Mix
@@ -217,14 +217,14 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     whole = make_config(run_folder=str(tmp_path / "whole"))
     train(_config(whole), world)
     config = _config(make_config())
-    record = trainer.train._record
+    record = Bookkeeper.record
 
-    def terminate_at_five(run: Any, *rest: Any) -> None:
-        record(run, *rest)
-        if run.step == 5:
+    def terminate_at_five(books: Bookkeeper, numbers: StepNumbers) -> None:
+        record(books, numbers)
+        if numbers.step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer.train, "_record", terminate_at_five)
+    monkeypatch.setattr(Bookkeeper, "record", terminate_at_five)
     assert train(config, world) == EXIT_TERMINATED == 143
     assert read_metrics(tmp_path / "run")[-1]["step"] == 6  # the step that was running when every rank learned of it
     assert not (tmp_path / "run" / "done.json").exists()
