@@ -22,7 +22,7 @@ from benchmarks import measure
 from benchmarks.measure import Run
 from olmo_model.config import ModelConfig
 from trainer.checkpoint import fault_in, write_json, write_marker
-from trainer.config import to_dict
+from trainer.parsing import to_dict
 from trainer.soup import SoupConfig, make_soup
 from trainer.tensorfiles import INDEX, Part, bytes_of, header, read_index
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from olmo_model.config import ModelConfig
 from olmo_model.shards import MAX_SHARD_BYTES, check_tensors
 from trainer.checkpoint import MARKER, fault_in, model_index, write_json, write_marker
-from trainer.config import parse, read_yaml, to_dict
 from trainer.errors import TrainerError
+from trainer.parsing import parse, read_yaml, to_dict
 from trainer.tensorfiles import INDEX, Index, Part, bytes_of, header, make_index, write_all
 
 _BLOCK_ELEMENTS = 1 << 19  # as fp64 and fp32, within a processor's cache

@@ -19,12 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from trainer import checkpoint, energy, failures, health, optim, parallel
 from trainer.bookkeeping import ON_DEVICE, Bookkeeper, Moment, NotFinite, StepNumbers
-from trainer.config import TrainConfig, difference_on_restart, to_dict
+from trainer.config import TrainConfig, difference_on_restart
 from trainer.data import Batch, Loader, Mix
 from trainer.errors import TrainerError
 from trainer.held_out import HeldOut
 from trainer.interrupts import CollectedRarely, StopRequest
 from trainer.parallel import World
+from trainer.parsing import to_dict
 from trainer.profiler import Profiler
 from trainer.saving import Saver
 from trainer.sinks import check_extras, cut_back, open_sinks, written

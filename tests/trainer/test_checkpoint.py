@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from trainer.checkpoint import MARKER, fault_in, load_model_tensors, remove_older
-from trainer.config import TrainConfig, parse
+from trainer.config import TrainConfig
 from trainer.errors import TrainerError
 from trainer.parallel import World
+from trainer.parsing import parse
 from trainer.tensorfiles import INDEX, Part, header, make_index, read_index
 from trainer.train import train
 

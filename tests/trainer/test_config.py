@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from trainer.config import TrainConfig, difference_on_restart, load_config, parse, to_dict
+from trainer.config import TrainConfig, difference_on_restart, load_config
 from trainer.errors import TrainerError
+from trainer.parsing import parse, to_dict
 
 
 def _load(tmp_path: Path, data: Any) -> TrainConfig:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.config import TrainConfig, parse
+from trainer.config import TrainConfig
 from trainer.data import Loader, Mix, permute
 from trainer.errors import TrainerError
+from trainer.parsing import parse
 
 
 def _config(data: dict[str, Any]) -> TrainConfig:

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from olmo_model.config import ModelConfig
 from trainer import parallel
 from trainer.checkpoint import load_model_tensors
-from trainer.config import ParallelConfig, TrainConfig, parse
+from trainer.config import ParallelConfig, TrainConfig
 from trainer.errors import TrainerError
 from trainer.parallel import World
+from trainer.parsing import parse
 from trainer.train import train
 
 STEPS = 50

@@ -21,11 +21,12 @@ from olmo_model.model import Olmo2
 from trainer.__main__ import main
 from trainer.bookkeeping import Bookkeeper, StepNumbers
 from trainer.checkpoint import MARKER, fault_in, load_model_tensors
-from trainer.config import TrainConfig, parse
+from trainer.config import TrainConfig
 from trainer.data import Loader, Mix
 from trainer.errors import TrainerError
 from trainer.optim import step_count
 from trainer.parallel import World
+from trainer.parsing import parse
 from trainer.train import EXIT_TERMINATED, prepare, train
 
 SAME = ("step", "tokens", "loss", "z_loss", "grad_norm", "learning_rate", "masked_instances")
