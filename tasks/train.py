@@ -150,7 +150,7 @@ class RunProgress:
         if not self.metrics.exists():
             return {}
         with self.metrics.open("rb") as stream:
-            stream.seek(max(0, self.metrics.stat().st_size - 4096))
+            stream.seek(max(0, self.metrics.stat().st_size - (1 << 16)))
             lines = stream.read().split(b"\n")[:-1]
         return dict(json.loads(lines[-1])) if lines else {}
 

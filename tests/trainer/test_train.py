@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from trainer.parallel import World
 from trainer.parsing import parse
 from trainer.train import EXIT_TERMINATED, prepare, train
 
-SAME = ("step", "tokens", "loss", "z_loss", "grad_norm", "learning_rate", "masked_instances")
+SAME = ("step", "tokens", "loss", "z_loss", "grad_norm", "learning_rate", "masked_instances", "skipped")
 
 
 def _config(data: dict[str, Any]) -> TrainConfig:
@@ -55,8 +57,16 @@ def _wait_for_step(process: subprocess.Popen, step: int) -> None:
     raise AssertionError("the run ended early:\n" + "".join(seen))
 
 
-def _reference(model: ModelConfig, batches: list[torch.Tensor], rates: list[float]) -> list[tuple[float, float, float]]:
-    """Loss, z-loss and gradient norm of each step, by transformers' model and torch's plain AdamW."""
+def _reference(
+    model: ModelConfig,
+    batches: list[torch.Tensor],
+    rates: list[float],
+    skip: Callable[[list[tuple[float, float, float]]], bool] | None = None,
+) -> list[tuple[float, float, float]]:
+    """Loss, z-loss and gradient norm of each step, by transformers' model and torch's plain AdamW.
+
+    `skip` is told the steps so far and says whether the last one's update is left out.
+    """
     ours = Olmo2(model)
     init_weights(ours, 5)
     theirs = Olmo2ForCausalLM(
@@ -91,10 +101,12 @@ def _reference(model: ModelConfig, batches: list[torch.Tensor], rates: list[floa
         optimizer.zero_grad()
         (nats + z_loss).backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.8)
+        steps.append((nats.item(), z_loss.item(), norm.item()))
+        if skip and skip(steps):
+            continue
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
-        steps.append((nats.item(), z_loss.item(), norm.item()))
     return steps
 
 
@@ -120,6 +132,39 @@ def test_fifty_steps_equal_transformers(make_config: Any, world: World, read_met
     assert min(_column(metrics, "grad_norm")) < 0.8 < max(_column(metrics, "grad_norm"))  # some steps are clipped, some are not
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 0.1
     assert metrics[-1]["tokens"] == 50 * 4 * 32
+
+
+def _too_high(steps: list[tuple[float, float, float]]) -> bool:
+    """The rule of skipped steps for a window of 5 and half a standard deviation."""
+    before, last = steps[-6:-1], steps[-1]
+    if len(before) < 5:
+        return False
+    series = [([step[column] for step in before], last[column]) for column in (0, 2)]
+    return any(now > statistics.fmean(values) + 0.5 * statistics.stdev(values) for values, now in series)
+
+
+def test_a_skipped_step_changes_neither_weights_nor_moments_nor_the_optimizers_count(
+    make_config: Any, world: World, read_metrics: Any
+) -> None:
+    skip_step = {"window": 5, "sigmas": 0.5}
+    config = _config(
+        make_config(max_steps=40, **{"optimizer.z_loss": 1e-3, "optimizer.max_grad_norm": 0.8, "optimizer.skip_step": skip_step})
+    )
+    train(config, world)
+    metrics = read_metrics(config.run_folder)
+    loader = Loader(Mix(config.data.mix), config, 0, 1)
+    batches = [torch.from_numpy(loader.batch(step).ids) for step in range(40)]
+    skipped = []
+
+    def skip(steps: list[tuple[float, float, float]]) -> bool:
+        skipped.append(_too_high(steps))
+        return skipped[-1]
+
+    expected = _reference(config.model, batches, _column(metrics, "learning_rate"), skip)
+    assert _column(metrics, "skipped") == skipped and 3 <= sum(skipped) <= 30
+    assert _column(metrics, "loss") == pytest.approx([loss for loss, _, _ in expected], rel=1e-5)
+    state = json.loads((Path(config.run_folder) / "checkpoints" / "step0000040" / "state.json").read_text())
+    assert state["optimizer"]["step"] == 40 - sum(skipped)
 
 
 def test_micro_batches_change_nothing(make_config: Any, world: World, tmp_path: Path, read_metrics: Any) -> None:
@@ -215,9 +260,11 @@ def test_sigterm_saves_and_leaves_on_all_ranks(make_config: Any, launch: Any, ru
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     make_config: Any, world: World, tmp_path: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = make_config(run_folder=str(tmp_path / "whole"))
+    skip_step = {"optimizer.skip_step": {"window": 3, "sigmas": 0.5}, "optimizer.learning_rate": 0.05}  # the window must go on too
+    whole = make_config(run_folder=str(tmp_path / "whole"), **skip_step)
     train(_config(whole), world)
-    config = _config(make_config())
+    assert sum(_column(read_metrics(tmp_path / "whole")[6:], "skipped")) > 0
+    config = _config(make_config(**skip_step))
     record = Bookkeeper.record
 
     def terminate_at_five(books: Bookkeeper, numbers: StepNumbers) -> None:
