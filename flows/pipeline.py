@@ -89,7 +89,8 @@ class Pipeline(Curation):
         self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
     ) -> Artifact:
         config = self._train_config(data_seed, schedule, steps)
-        job = train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
+        where = self.recipe.where
+        job = train.TrainJob(self.store, where.launcher, where.parallel, self.watch)
         checkpoint = {"every_steps": self._require("pretrain").checkpoint_every, "keep": 1}
         task = train.task(name, config, checkpoint, mix_artifact.refs[0], init_from.refs[0] if init_from else None)
         inputs = [mix_artifact, *([init_from] if init_from else [])]

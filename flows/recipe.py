@@ -26,6 +26,7 @@ from tasks.errors import RecipeError
 from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSpec
+from tasks.train import Parallel
 from tasks.train_tokenizer import Cl100k, TokenizerConfig
 
 
@@ -44,6 +45,7 @@ class Where(Section):
 
     engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_at(0))
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
+    parallel: Parallel = Field(default=Parallel(), description="How the ranks of a training job share the model.", json_schema_extra=_at(2))
 
 
 class Recipe(Section):
@@ -121,6 +123,7 @@ class Recipe(Section):
             self.model.config(128, self.sequence_length)  # raises where the sizes do not fit each other
         self._soup_can_be_exported()
         self._batch_fits()
+        self._copies_fit()
         if "all" in self.sources:
             raise ValueError("sources.all: the evaluation calls the sum over all sources so; give it another name")
         for name in self.mixes:
@@ -176,6 +179,13 @@ class Recipe(Section):
             raise ValueError(
                 f"pretrain.global_batch_instances is {self.pretrain.global_batch_instances}, not a multiple of {at_once} "
                 "(where.launcher.processes x pretrain.micro_batch_instances)"
+            )
+
+    def _copies_fit(self) -> None:
+        processes, replicas = self.where.launcher.processes, self.where.parallel.replicas
+        if processes % replicas:
+            raise ValueError(
+                f"where.parallel.replicas is {replicas}, which does not divide where.launcher.processes {processes}: give a number that does, or 1"
             )
 
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
@@ -26,15 +28,40 @@ RUN = "run"
 
 
 def task(name: str, config: dict[str, Any], checkpoint: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
-    """A run of the trainer. `config`: the trainer's config without paths, vocabulary size, device, threads and how often to save."""
+    """A run of the trainer. `config`: the trainer's config without paths, vocabulary size, device, threads, sharding and how often to save."""
     return ShardTask(name, config, {"mix": [mix], "init_from": [init_from] if init_from else []}, {"checkpoint": checkpoint})
+
+
+class Parallel(BaseModel):
+    """How a run's ranks share the model (`trainer.config.ParallelConfig`). No part of any key: losses stay the same but for rounding."""
+
+    model_config = ConfigDict(extra="forbid")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        description="Copies of the model (HSDP); the ranks of a copy share its weights. As a rule one a node.",
+        json_schema_extra={"position": 0},
+    )
+    activation_checkpointing: Literal["none", "selected", "full"] = Field(
+        default="none",
+        description="What the backward pass computes again to save memory: nothing, all but matrix products and attention, or whole layers.",
+        json_schema_extra={"position": 1},
+    )
+    accumulate: Literal["whole", "sharded"] = Field(
+        default="whole",
+        description="A step's micro-batches: reduced once, at 4 to 8 bytes of memory a parameter, or after each, for large models.",
+        json_schema_extra={"position": 2},
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile; minutes at the start, faster steps after.", json_schema_extra={"position": 3}
+    )
 
 
 class TrainJob:
     """Launches training runs; `watch` gets their progress with every step, or every few seconds."""
 
-    def __init__(self, store: Store, launcher: LauncherConfig, watch: Watch) -> None:
-        self.store, self.launcher, self.watch = store, launcher, watch
+    def __init__(self, store: Store, launcher: LauncherConfig, parallel: Parallel, watch: Watch) -> None:
+        self.store, self.launcher, self.parallel, self.watch = store, launcher, parallel, watch
 
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
@@ -69,6 +96,7 @@ class TrainJob:
             "run_folder": str(folder),
             "device": self.launcher.device,
             "threads": self.launcher.threads_per_rank,
+            "parallel": self.parallel.model_dump(),
         }
 
     def _commit(self, task: ShardTask, key: str, folder: Path, done: dict[str, Any], seconds: float) -> None:

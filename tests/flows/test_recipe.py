@@ -1,6 +1,8 @@
 """A recipe says what it means: variables, overrides, faults in one sentence, and the same recipe back from a form."""
 
+import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from flows.recipe_training import MicroAnneal
 from tasks.engine import LocalConfig
 from tasks.errors import RecipeError
 from tasks.mix_plan import resolve
+from tasks.train import Parallel
+from trainer.config import ParallelConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "deployments" / "recipes").glob("*.yaml"))
 SMALL = """\
@@ -56,6 +60,20 @@ def test_an_ablation_pretrains_but_is_refused_before_a_soup_that_could_not_be_ex
     annealed = ablated + "anneal: {mix: pre, seeds: [1, 2]}\n"
     assert "model.layer_norm is nonparametric" in fault(write(annealed))
     load(write(annealed.replace("layer_norm: nonparametric", "init: scaled")))
+
+
+def test_ranks_share_the_model_as_in_the_trainer_unless_the_recipe_says_otherwise(small):
+    assert load(small).where.parallel.model_dump() == dataclasses.asdict(ParallelConfig())
+    assert load(small, ["where.parallel.activation_checkpointing=full"]).where.parallel.activation_checkpointing == "full"
+    choices = typing.get_type_hints(ParallelConfig)
+    assert {name: field.annotation for name, field in Parallel.model_fields.items()} == choices
+
+
+def test_copies_of_the_model_that_do_not_divide_the_ranks_are_refused(small):
+    eight = ["where.launcher.processes=8", "pretrain.micro_batch_instances=1"]
+    assert load(small, [*eight, "where.parallel.replicas=4"]).where.parallel.replicas == 4
+    told = fault(small, [*eight, "where.parallel.replicas=3"])
+    assert "where.parallel.replicas is 3, which does not divide where.launcher.processes 8" in told
 
 
 # -- variables -----------------------------------------------------------------------------------------------------------------------
@@ -233,6 +251,9 @@ def test_the_form_shows_every_field_in_the_order_of_the_recipe_with_a_descriptio
     assert [name for name, _ in sorted(properties.items(), key=lambda item: item[1]["position"])] == list(Recipe.model_fields)
     assert sorted(field["position"] for field in properties.values()) == list(range(len(properties)))
     assert [name for name, field in properties.items() if not field.get("description")] == []
+    parallel = form["Parallel"]["properties"]
+    assert [name for name, _ in sorted(parallel.items(), key=lambda item: item[1]["position"])] == list(Parallel.model_fields)
+    assert [name for name, field in parallel.items() if not field.get("description")] == []
 
 
 def test_no_two_fields_of_a_section_ask_for_the_same_place():

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer, Olmo2ForCausalLM
 
 from flows.pipeline import Pipeline, make_runner
@@ -203,15 +204,19 @@ def test_a_training_run_is_made_again_when_asked_or_when_its_checkpoint_is_damag
 
 
 def test_two_ranks_train_to_the_same_losses(copied):
-    """FSDP2 over gloo under torchrun, through the launcher."""
+    """HSDP over gloo under torchrun, through the launcher, as the recipe says."""
     (one,) = [copied.losses()[record.key] for record in copied.records("train") if record.name == "pretrain"]
-    copied.config["where"]["launcher"]["processes"] = 2
+    parallel = {"replicas": 2, "activation_checkpointing": "selected", "accumulate": "sharded", "compile": False}
+    copied.config["where"] |= {"launcher": {**copied.config["where"]["launcher"], "processes": 2}, "parallel": parallel}
     copied.config["pretrain"]["micro_batch_instances"] = 4  # part of the key: this is another run
     copied.write(copied.config)
     done = copied.run("run", "pretrain", str(copied.file), "--json")
     assert done.returncode == 0, done.stderr
-    curves = [copied.losses()[record.key] for record in copied.records("train") if record.name == "pretrain"]
+    runs = [record.key for record in copied.records("train") if record.name == "pretrain"]
+    curves = [copied.losses()[key] for key in runs]
     assert len(curves) == 2
+    written = [yaml.safe_load((copied.store / "shards" / "train" / key / "run" / "trainer.yaml").read_text()) for key in runs]
+    assert parallel in [config["parallel"] for config in written]
     assert next(curve for curve in curves if curve != one) == pytest.approx(one, rel=1e-5)
 
 
@@ -223,8 +228,8 @@ def test_the_store_can_be_listed_and_an_artifact_shown(made):
     assert shown.returncode == 0 and rows[0]["id"] in shown.stdout
 
 
-def test_a_plan_of_what_is_made_has_nothing_to_run(made):
-    planned = json.loads(made.run("plan", str(made.file), "--json").stdout)
+def test_a_plan_of_what_is_made_has_nothing_to_run_however_ranks_share_the_model(made):
+    planned = json.loads(made.run("plan", str(made.file), "--json", "--set", "where.parallel.accumulate=sharded").stdout)
     assert all(row["to_run"] == 0 for row in planned["steps"])
     assert planned["notes"] == ["everything is there: nothing to run"]
 
