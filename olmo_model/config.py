@@ -10,15 +10,26 @@ ABLATIONS = ("layer_norm", "layer_norm_applied_to", "qkv_normalization", "init")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of an OLMo 2 model (OLMo 2 report, section 2.1 and Table 3).
+    """The shape of an OLMo 2 model (OLMo 2 report, section 2.2, Tables 3 and 4). Raises ValueError where the sizes do not fit each other.
 
-    ``vocab_size`` is the padded size, the height of both embedding matrices; ``mlp_hidden`` is the width inside SwiGLU;
-    ``init_std`` the standard deviation of the truncated normal that every matrix starts from.
+    Attributes:
+        d_model: width of the residual stream.
+        n_layers: layers, each of attention and MLP.
+        n_heads: attention heads, of d_model / n_heads each.
+        n_kv_heads: key and value heads; fewer than n_heads is grouped-query attention.
+        mlp_hidden: width inside SwiGLU.
+        vocab_size: padded size of the vocabulary, the height of both embedding matrices.
+        max_sequence_length: longest sequence that the model is meant for; no weight depends on it.
+        rope_theta: base of the rotary embedding's angles.
+        norm_eps: epsilon of all norms.
+        init_std: standard deviation of the truncated normal that every matrix starts from (section 3.2).
 
-    The last four are what OLMo-0424 had otherwise (Table 3, sections 3.2 and 3.3); `OLMO_0424` holds its choices. ``qkv_normalization``
-    "clip" limits queries, keys and values to +-8; ``init`` "scaled" goes by width and depth instead of ``init_std``.
+    The others are what OLMo-0424 had otherwise, so that the report's ablations can be run again; `OLMO_0424` holds its choices:
 
-    Raises ValueError where the sizes do not fit each other.
+        layer_norm: RMSNorm, or LayerNorm without parameters (section 3.3.1).
+        layer_norm_applied_to: norms on the outputs of attention and MLP, or on their inputs (section 3.3.2).
+        qkv_normalization: QK-norm, or "clip": queries, keys and values held within +-8 (Table 3), or nothing.
+        init: "scaled" goes by width and depth instead of ``init_std`` (section 3.2; `init.scaled_std`).
     """
 
     d_model: int
@@ -107,7 +118,8 @@ class ModelConfig:
 # Vocabulary of 100278 ids, padded to a multiple of 128.
 _VOCAB_SIZE = 100352
 
-# 7B and 13B: OLMo 2 report, Table 3; 1B and 32B came after it, from their public configurations.
+# 7B and 13B: OLMo 2 report, Table 4; 1B and 32B came after it, from their public configurations, as does what the table leaves out
+# (the 13B's mlp_hidden). The 32B alone has grouped queries.
 PRESETS: dict[str, ModelConfig] = {
     "1b": ModelConfig(d_model=2048, n_layers=16, n_heads=16, n_kv_heads=16, mlp_hidden=8192, vocab_size=_VOCAB_SIZE),
     "7b": ModelConfig(d_model=4096, n_layers=32, n_heads=32, n_kv_heads=32, mlp_hidden=11008, vocab_size=_VOCAB_SIZE),

@@ -1,4 +1,7 @@
-"""Starting values of the weights (OLMo 2 report, section 3.2)."""
+"""Starting values of the weights (OLMo 2 report, section 3.2): one standard deviation for every matrix of every layer, whatever the size.
+
+OLMo-0424's scaled initialisation, which the report compares it with, is here too. The model, the seed and the kind of device alone decide the values.
+"""
 
 import math
 import re

@@ -1,9 +1,15 @@
-"""OLMo 2, a decoder-only transformer (OLMo 2 report, section 2.1).
+"""OLMo 2, a decoder-only transformer (OLMo 2 report, section 2.2: equations 1 and 2, the last column of Table 3).
 
-What differs from Llama: an RMSNorm stands after attention and after the MLP instead of before them (reordered norm), and queries
-and keys are normalised over their whole projection, before the split into heads (QK-norm). There are no biases, and the input and
-output embeddings are not tied. Parallelism, precision and compilation are the trainer's business; nothing here knows of them. What the
-report compares this with (norms on the inputs, non-parametric norms, clipping) is in `ablations.py`. `docs/model.md` goes with it.
+Read it from top to bottom: what positions and norms are (RotaryTable, RMSNorm), the two halves of a layer (Attention, MLP), a Layer, the
+Trunk of all layers, the language model (Olmo2). To one who knows Llama two things are new, both for stable training (section 3.3.2):
+
+- an RMSNorm stands after attention and after the MLP instead of before them (reordered norm), so that what enters a half is not
+  normalised and what a half adds to the residual stream is;
+- queries and keys are normalised over their whole projection, before the split into heads (QK-norm), so that attention's logits stay small.
+
+There are no biases, and the input and output embeddings are not tied. Sizes are in `config.py`, starting values in `init.py`, the loss in
+`trainer/loss.py`; parallelism, precision and compilation are the trainer's business, and nothing here knows of them. What the report
+compares this with (norms on the inputs, non-parametric norms, clipping) is in `ablations.py`. `docs/model.md` leads through the report.
 
 Letters in shapes: B batch, T tokens, D model width, H heads, K key/value heads, E width of a head, V vocabulary.
 """
@@ -17,7 +23,9 @@ from olmo_model.config import ModelConfig
 
 
 class RotaryTable:
-    """Cosines and sines of the rotary embedding (RoFormer, equation 34), both [T, E] in fp32.
+    """Cosines and sines of the rotary embedding (RoPE; RoFormer, equation 34), both [T, E] in fp32.
+
+    Pair i of a head turns by position * theta^(-2i/E): the score of a query and a key then depends on how far apart they stand, not on where.
 
     A plain object and not a tuple of tensors: FSDP's mixed precision casts every tensor that it finds among a module's arguments
     to the parameters' dtype, and positions in the thousands do not survive bf16.
@@ -37,7 +45,7 @@ class RotaryTable:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension with a learned gain (Zhang and Sennrich, 2019), in fp32 whatever the input."""
+    """gain * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich, 2019), in fp32 whatever the input; no bias."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -51,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with QK-norm, RoPE and, where n_kv_heads < n_heads, grouped queries."""
+    """Causal attention with QK-norm, RoPE and, where n_kv_heads < n_heads (the 32B), grouped queries: H / K query heads share a key head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,15 +78,16 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(self, x: Tensor, rope: RotaryTable) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
         q = rope.rotate(self._heads(self.q_norm(self.q_proj(x))))  # [B, H, T, E]
         k = rope.rotate(self._heads(self.k_norm(self.k_proj(x))))  # [B, K, T, E]
-        v = self._heads(self.v_proj(x))
+        v = self._heads(self.v_proj(x))  # [B, K, T, E]
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer, 2020)."""
+    """SwiGLU (Shazeer, 2020): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,9 +100,9 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: h = x + norm(attention(x)), then h + norm(mlp(h)).
+    """One block: h = x + norm(attention(x)), then h + norm(mlp(h)) (report, equations 1 and 2).
 
-    Equation 2 of the report prints mlp(x); its code, and every public checkpoint, has mlp(h).
+    Equation 2 prints mlp(x), a misprint: every public checkpoint has mlp(h).
     """
 
     def __init__(self, config: ModelConfig) -> None:
