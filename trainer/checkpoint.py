@@ -8,6 +8,7 @@ whose files differ from it, is torn and is never read. All ranks must see the fo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -23,6 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from olmo_model.config import ModelConfig
+from olmo_model.model import Olmo2
+from trainer.config import parse, read_yaml
 from trainer.errors import TrainerError
 from trainer.optim import moments, set_step_count
 from trainer.parallel import World
@@ -32,9 +36,10 @@ log = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
 _STAGING_BYTES = 1 << 30  # host memory for what is read on its way to a GPU
+_NOT_IN_WEIGHTS = ("max_sequence_length", "init", "init_std")  # weights of one model go into one that differs in these alone
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def load(folder: Path, model: Olmo2, optimizer: torch.optim.AdamW) -> dict[str, Any]:
     """Read weights and optimizer state in place, on any number of ranks; collective. Returns `state.json`.
 
     Raises TrainerError where the checkpoint is of another model or holds no optimizer state.
@@ -42,6 +47,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[s
     path = folder / "state.json"
     if not path.exists():
         raise TrainerError(f"{folder} has no state.json, so it holds weights only; give the checkpoint folder of a training run.")
+    _check_model(folder, model.config)
     state: dict[str, Any] = json.loads(path.read_text())
     tensors = tensors_of(model, optimizer)
     index = _shared_index(folder)
@@ -120,6 +126,26 @@ def parts_to_write(tensors: dict[str, Tensor], world: World) -> list[tuple[Part,
         if part.elements and number % replicas == replica:
             mine.append((part, local))
     return mine
+
+
+def read_model_config(folder: str | Path) -> ModelConfig:
+    """The model's sizes from the `config.json` of a training checkpoint or a soup. Raises TrainerError where there is none."""
+    path = Path(folder) / "config.json"
+    content = read_yaml(path)
+    if not isinstance(content, dict) or "model" not in content:
+        raise TrainerError(f"{path} names no model; give the folder of a training checkpoint or of a soup.")
+    return parse(ModelConfig, content["model"], str(path), "model")
+
+
+def _check_model(folder: Path, model: ModelConfig) -> None:
+    stored = read_model_config(folder)
+    names = [each.name for each in dataclasses.fields(model) if each.name not in _NOT_IN_WEIGHTS]
+    differing = [name for name in names if getattr(stored, name) != getattr(model, name)]
+    if differing:
+        there, here = (", ".join(f"{name} {getattr(each, name)}" for name in differing) for each in (stored, model))
+        raise TrainerError(
+            f"{folder} is a checkpoint of another model ({there}) than the config's ({here}); give a checkpoint of the same model."
+        )
 
 
 def _check_shapes(folder: Path, tensors: dict[str, Tensor], index: Index) -> None:

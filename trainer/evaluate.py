@@ -21,13 +21,13 @@ from torch import Tensor
 from olmo_model.config import ModelConfig
 from olmo_model.model import Olmo2
 from trainer import parallel
-from trainer.checkpoint import fault_in, load_model_tensors, write_json
+from trainer.checkpoint import fault_in, load_model_tensors, read_model_config, write_json
 from trainer.config import HeldOutMix
 from trainer.data import Mix
 from trainer.errors import TrainerError
 from trainer.parsing import parse, read_yaml
 from trainer.process import die_with_torchrun
-from trainer.soup import checked_tensors, read_model_config
+from trainer.soup import checked_tensors
 
 _NOT_COUNTED = -100  # cross_entropy's own mark for a target to leave out
 

@@ -20,24 +20,26 @@ _MATRIX = {"cuda": 4096, "cpu": 256}
 
 def check(model: ModelConfig, world: World) -> None:
     """Collective. Raises TrainerError on every rank, naming each host and device that failed and how, where one did."""
-    faults = world.gather(_local_fault(model, world))
-    _raise(world, faults)
-    _raise(world, world.gather(_reduction_fault(world)))
+    _raise_any(world, _local_fault(model, world))
+    _raise_any(world, _reduction_fault(world))
 
 
-def _raise(world: World, faults: list[str | None]) -> None:
-    named = [fault for fault in faults if fault]
+def _raise_any(world: World, fault: str | None) -> None:
+    try:
+        faults = world.gather(fault)
+    except RuntimeError as error:  # what broke the all-reduce can break this too; what this rank knows is told all the same
+        faults = [fault or _named(world, f"hearing from the other ranks raised {_first_line(error)}")]
+    named = [each for each in faults if each]
     if named:
         raise TrainerError(f"the health check failed: {'; '.join(named)}; take the host out and start again.")
 
 
 def _local_fault(model: ModelConfig, world: World) -> str | None:
-    where = f"host {world.host}, device {world.device} (rank {world.rank})"
     try:
         fault = product_fault(world.device) or memory_fault(world.device, model.num_parameters() * _BYTES_PER_PARAMETER // world.size)
     except RuntimeError as error:  # what a broken GPU raises; one sentence for the launcher instead of a traceback from each rank
-        fault = f"raised {str(error).splitlines()[0]}"
-    return f"{where}: {fault}" if fault else None
+        fault = f"raised {_first_line(error)}"
+    return _named(world, fault) if fault else None
 
 
 def product_fault(device: torch.device) -> str | None:
@@ -79,9 +81,19 @@ def _free_bytes(device: torch.device) -> int | None:
 
 
 def _reduction_fault(world: World) -> str | None:
-    total = torch.full((1 << 16,), float(world.rank + 1), device=world.device)
-    dist.all_reduce(total)
-    expected = world.size * (world.size + 1) / 2
-    if bool((total == expected).all()):
-        return None
-    return f"host {world.host}, device {world.device} (rank {world.rank}): an all-reduce returned other sums than it should"
+    """What is wrong with a sum over all ranks; None: nothing."""
+    try:
+        total = torch.full((1 << 16,), float(world.rank + 1), device=world.device)
+        dist.all_reduce(total)
+        right = bool((total == world.size * (world.size + 1) / 2).all())
+    except RuntimeError as error:
+        return _named(world, f"an all-reduce raised {_first_line(error)}")
+    return None if right else _named(world, "an all-reduce returned other sums than it should")
+
+
+def _named(world: World, fault: str) -> str:
+    return f"host {world.host}, device {world.device} (rank {world.rank}): {fault}"
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".;")

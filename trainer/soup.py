@@ -23,7 +23,7 @@ from torch import Tensor
 
 from olmo_model.config import ModelConfig
 from olmo_model.shards import MAX_SHARD_BYTES, check_tensors
-from trainer.checkpoint import MARKER, fault_in, model_index, write_json, write_marker
+from trainer.checkpoint import MARKER, fault_in, model_index, read_model_config, write_json, write_marker
 from trainer.errors import TrainerError
 from trainer.parsing import parse, read_yaml, to_dict
 from trainer.tensorfiles import INDEX, Index, Part, bytes_of, header, make_index, write_all
@@ -68,15 +68,6 @@ def make_soup(config: SoupConfig) -> None:
         written = _write(folder, parts, indexes, weights, pool, threads)
     write_json(folder / "config.json", {"model": to_dict(model), "soup": {"ingredients": config.ingredients, "weights": weights}})
     write_marker(folder, written)
-
-
-def read_model_config(folder: str | Path) -> ModelConfig:
-    """The model's sizes from the `config.json` of a training checkpoint or a soup. Raises TrainerError where there is none."""
-    path = Path(folder) / "config.json"
-    content = read_yaml(path)
-    if not isinstance(content, dict) or "model" not in content:
-        raise TrainerError(f"{path} names no model; give the folder of a training checkpoint or of a soup.")
-    return parse(ModelConfig, content["model"], str(path), "model")
 
 
 def checked_tensors(tensors: Iterable[tuple[str, Tensor]], model: ModelConfig, folder: str | Path) -> Iterator[tuple[str, Tensor]]:

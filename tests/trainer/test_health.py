@@ -48,6 +48,41 @@ def test_a_wrong_all_reduce_is_named(monkeypatch: pytest.MonkeyPatch, world: Wor
         health.check(ModelConfig(**model_dict), world)
 
 
+def test_an_all_reduce_that_raises_is_named_even_where_no_rank_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict
+) -> None:
+    def broken(tensor: torch.Tensor) -> None:
+        raise torch.distributed.DistBackendError("NCCL error: remote process exited\nLast error: ...")
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", broken)
+    sentence = (
+        rf"^the health check failed: host {world.host}, device cpu \(rank 0\): an all-reduce raised NCCL error: remote process exited; "
+    )
+    with pytest.raises(TrainerError, match=sentence):
+        health.check(ModelConfig(**model_dict), world)
+
+    calls = []
+
+    def broken_after_one(values: list, value: object) -> None:
+        calls.append(value)
+        values[0] = value
+        if len(calls) > 1:
+            raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", broken_after_one)
+    with pytest.raises(TrainerError, match=sentence):
+        health.check(ModelConfig(**model_dict), world)
+
+
+def test_ranks_that_cannot_hear_each_other_name_host_and_device(monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict) -> None:
+    def broken(values: list, value: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
+    with pytest.raises(TrainerError, match=rf"host {world.host}, device cpu .*hearing from the other ranks raised Connection closed"):
+        health.check(ModelConfig(**model_dict), world)
+
+
 def test_a_model_too_large_for_the_memory_is_named(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setattr(health, "_free_bytes", lambda device: 50 << 30)
     with pytest.raises(TrainerError, match=r"50\.0 GiB of memory free, .* take 108\.8 GiB"):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from olmo_model.config import ModelConfig
 from olmo_model.shards import write_tensors
-from trainer.checkpoint import MARKER, fault_in, load_model_tensors, write_marker
+from trainer.checkpoint import MARKER, fault_in, load_model_tensors, read_model_config, write_marker
 from trainer.errors import TrainerError
-from trainer.soup import SoupConfig, main, make_soup, read_model_config
+from trainer.soup import SoupConfig, main, make_soup
 from trainer.tensorfiles import Index
 
 Save = Callable[..., str]

@@ -22,7 +22,7 @@ from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from trainer.__main__ import main
 from trainer.bookkeeping import Bookkeeper, StepNumbers
-from trainer.checkpoint import MARKER, fault_in, load_model_tensors
+from trainer.checkpoint import MARKER, fault_in, load_model_tensors, write_marker
 from trainer.config import TrainConfig
 from trainer.data import Loader, Mix
 from trainer.errors import TrainerError
@@ -377,10 +377,21 @@ def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model(make_config: A
         (tmp_path / "anneal" / "config.json").unlink()
         return str(error.value)
 
-    assert "holds model.layers.0.mlp.down_proj.weight of shape [32, 64], the config's model has [32, 96]" in anneal(
-        **{"model.mlp_hidden": 96}
-    )
-    assert "holds no model.layers.2." in anneal(**{"model.n_layers": 3})
+    for key, there, here in (
+        ("mlp_hidden", 64, 96),
+        ("n_layers", 2, 1),
+        ("rope_theta", 500000.0, 1e4),
+        ("qkv_normalization", "qk_norm", "none"),
+    ):
+        told = anneal(**{f"model.{key}": here})
+        assert f"{source} is a checkpoint of another model ({key} {there}) than the config's ({key} {here})" in told
+    # One whose config.json lies.
+    written = json.loads((source / "config.json").read_text())
+    written["model"]["mlp_hidden"] = 96
+    (source / "config.json").write_text(json.dumps(written))
+    write_marker(source)
+    told = anneal(**{"model.mlp_hidden": 96})
+    assert "holds model.layers.0.mlp.down_proj.weight of shape [32, 64], the config's model has [32, 96]" in told
     (source / "state.json").unlink()
     assert "state.json is missing" in anneal()
     (source / MARKER).unlink()
@@ -447,6 +458,8 @@ def test_a_restart_with_another_config_or_mix_is_refused(
     train(_config(make_config(max_steps=2)), world)
     with pytest.raises(TrainerError, match=r"holds a run whose data\.seed was another"):
         train(_config(make_config(**{"max_steps": 2, "data.seed": 4})), world)
+    with pytest.raises(TrainerError, match=r"holds a run whose model\.n_layers was another"):
+        train(_config(make_config(**{"max_steps": 2, "model.n_layers": 3})), world)
     other = make_mix(tmp_path / "other", make_documents(99, seed=9))
     with pytest.raises(TrainerError, match="is another mix than"):
         train(_config(make_config(**{"max_steps": 2, "data.mix": str(other)})), world)
