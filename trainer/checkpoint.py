@@ -26,10 +26,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from olmo_model.config import ModelConfig
 from olmo_model.model import Olmo2
-from trainer.config import parse, read_yaml
 from trainer.errors import TrainerError
 from trainer.optim import moments, set_step_count
 from trainer.parallel import World
+from trainer.parsing import parse, read_yaml
 from trainer.tensorfiles import INDEX, Index, Part, read_index
 
 log = logging.getLogger(__name__)
