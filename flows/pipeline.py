@@ -89,12 +89,24 @@ class Pipeline(Curation):
         self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
     ) -> Artifact:
         config = self._train_config(data_seed, schedule, steps)
-        where = self.recipe.where
-        job = train.TrainJob(self.store, where.launcher, where.parallel, self.watch)
-        checkpoint = {"every_steps": self._require("pretrain").checkpoint_every, "keep": 1}
-        task = train.task(name, config, checkpoint, mix_artifact.refs[0], init_from.refs[0] if init_from else None)
+        job = train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
+        task = train.task(name, config, self._train_hints(), mix_artifact.refs[0], init_from.refs[0] if init_from else None)
         inputs = [mix_artifact, *([init_from] if init_from else [])]
         return self._once("train", name, lambda: self.runner.run(train.STEP, name, [task], inputs=inputs, launch=job))
+
+    def _train_hints(self) -> dict[str, Any]:
+        """The trainer's settings that change no weight but by rounding."""
+        where, every = self.recipe.where, self.recipe.evaluation.while_training_every
+        hints: dict[str, Any] = {
+            "checkpoint": {"every_steps": self._require("pretrain").checkpoint_every, "keep": 1},
+            "parallel": where.parallel.model_dump(),
+            "metrics": where.metrics.model_dump(),
+        }
+        if every:
+            held = {source: self.held_out(source) for source in self.recipe.sources}
+            sources = {source: artifact.refs[0] for source, artifact in held.items() if artifact.is_whole}
+            hints["held_out"] = {"every_steps": every, "sources": sources}
+        return hints
 
     def _train_config(self, data_seed: int, schedule: dict[str, Any], steps: int | None) -> dict[str, Any]:
         """The trainer's config without what is known only at launch: paths, vocabulary, device."""

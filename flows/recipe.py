@@ -26,7 +26,7 @@ from tasks.errors import RecipeError
 from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSpec
-from tasks.train import Parallel
+from tasks.train import Metrics, Parallel
 from tasks.train_tokenizer import Cl100k, TokenizerConfig
 
 
@@ -46,6 +46,7 @@ class Where(Section):
     engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_at(0))
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
     parallel: Parallel = Field(default=Parallel(), description="How the ranks of a training job share the model.", json_schema_extra=_at(2))
+    metrics: Metrics = Field(default=Metrics(), description="Where a training job's metrics go too.", json_schema_extra=_at(3))
 
 
 class Recipe(Section):

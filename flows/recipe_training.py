@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -92,6 +92,18 @@ class Model(Section):
         )
 
 
+class SkipStep(Section):
+    """Leave out updates after outliers, as OLMo 2 32B did."""
+
+    window: int = Field(default=128, ge=2, description="Steps before it that a step is held against.", json_schema_extra=_at(0))
+    sigmas: float = Field(
+        default=6.0,
+        gt=0,
+        description="Standard deviations over their mean from which on a loss or gradient norm is an outlier.",
+        json_schema_extra=_at(1),
+    )
+
+
 class Pretrain(Section):
     """Pretraining (report, section 2.3 and Table 3): warm-up, then a cosine that may be cut short."""
 
@@ -126,10 +138,14 @@ class Pretrain(Section):
         default=False, description="Decay the input embedding too, as OLMo-0424 did (section 3.4.2).", json_schema_extra=_at(17)
     )
 
-    def optimizer_ablations(self) -> dict[str, float | bool]:
+    skip_step: SkipStep | None = Field(
+        default=None, description="Leave out the update of a step that is an outlier; never where left empty.", json_schema_extra=_at(18)
+    )
+
+    def optimizer_ablations(self) -> dict[str, Any]:
         """Settings of AdamW in which this run is another than OLMo 2's; left out otherwise, so that older runs keep their keys."""
-        defaults = type(self).model_fields
-        return {name: getattr(self, name) for name in ("eps", "decay_embeddings") if getattr(self, name) != defaults[name].default}
+        own, defaults = self.model_dump(), type(self).model_fields
+        return {name: own[name] for name in ("eps", "decay_embeddings", "skip_step") if own[name] != defaults[name].default}
 
 
 class FurtherAnneals(Section):
@@ -203,3 +219,9 @@ class Evaluation(Section):
     """Held-out loss and bits per byte by source."""
 
     batch_instances: int = Field(default=16, ge=1, description="Windows at once a rank.", json_schema_extra=_at(0))
+    while_training_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Score running trainings too, every so many steps; never where left empty.",
+        json_schema_extra=_at(1),
+    )

@@ -11,9 +11,9 @@ import numpy as np
 
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
-from tasks.shards import ShardRef, ShardTask, Step, input_files
+from tasks.shards import ShardRef, ShardTask, Step
 from tasks.store import Attempt, Books, Store
-from tasks.train import checkpoint_folder, write_files
+from tasks.train import checkpoint_folder, mix_paths
 
 STEP = Step("evaluate", 1, "tasks.evaluate", ("torch",))
 FILE = "evaluation.json"
@@ -40,11 +40,12 @@ class EvaluateJob:
     def __call__(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()
         attempt = Attempt(self.store, STEP.name, key, task.name)
-        sources = {
-            name: self._mix(ref, attempt.folder / f"files-{i}.json") for i, (name, ref) in enumerate(_named(task, "sources", "held_out"))
+        mixes = {
+            name: mix_paths(self.store, ref, attempt.folder / f"files-{i}.json")
+            for i, (name, ref) in enumerate(_named(task, "sources", "held_out"))
         }
-        empty = [name for name, source in sources.items() if not json.loads((Path(source["mix"]) / "mix.json").read_text())["documents"]]
-        sources = {name: source for name, source in sources.items() if name not in empty}
+        empty = [name for name, (_, header) in mixes.items() if not header["documents"]]
+        sources = {name: mix for name, (mix, _) in mixes.items() if name not in empty}
         if not sources:
             raise UserError(
                 "no source has a held-out document to evaluate on: raise held_out.share or held_out.tokens_per_source in the recipe"
@@ -63,17 +64,12 @@ class EvaluateJob:
         number = len(config["checkpoints"])
         attempt.commit(Books("checkpoints", number, number), time.monotonic() - started, only=[attempt.folder / FILE])
 
-    def _mix(self, ref: ShardRef, files: Path) -> dict[str, str]:
-        paths = input_files(self.store, ref)
-        folder = paths["mix.json"].parent
-        return {"mix": str(folder), "files": str(write_files(self.store, json.loads(paths["mix.json"].read_text()), files, folder))}
-
     def _complete(self, task: ShardTask, folder: Path, sources: dict[str, dict[str, str]], empty: list[str]) -> None:
         """Add the unigram baseline, and the sources that have no held-out document."""
         result = json.loads((folder / FILE).read_text())
         result["nothing_held_out"] = empty
         if task.inputs["training_mix"]:
-            training = self._mix(task.inputs["training_mix"][0], folder / "files-training.json")  # type: ignore[arg-type]
+            training, _ = mix_paths(self.store, task.inputs["training_mix"][0], folder / "files-training.json")  # type: ignore[arg-type]
             result["checkpoints"][UNIGRAM] = unigram(training, sources)
         (folder / FILE).write_text(json.dumps(result, indent=1))
 

@@ -27,9 +27,12 @@ STEP = Step("train", 2, "tasks.train", ("torch",))
 RUN = "run"
 
 
-def task(name: str, config: dict[str, Any], checkpoint: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
-    """A run of the trainer. `config`: the trainer's config without paths, vocabulary size, device, threads, sharding and how often to save."""
-    return ShardTask(name, config, {"mix": [mix], "init_from": [init_from] if init_from else []}, {"checkpoint": checkpoint})
+def task(name: str, config: dict[str, Any], hints: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
+    """A run of the trainer. `config`: the trainer's config without paths, vocabulary size and what does not change the weights.
+
+    `hints`: of the latter, `checkpoint`, `parallel` and `metrics` as the trainer has them, and `held_out` with a ShardRef a source.
+    """
+    return ShardTask(name, config, {"mix": [mix], "init_from": [init_from] if init_from else []}, hints)
 
 
 class Parallel(BaseModel):
@@ -57,11 +60,48 @@ class Parallel(BaseModel):
     )
 
 
+class Wandb(BaseModel):
+    """A project of Weights & Biases."""
+
+    model_config = ConfigDict(extra="forbid")
+    project: str = Field(description="Project.", json_schema_extra={"position": 0})
+    mode: Literal["online", "offline"] = Field(
+        default="online",
+        description="Send while training, or keep in the run's folder for `wandb sync`.",
+        json_schema_extra={"position": 1},
+    )
+
+
+class Energy(BaseModel):
+    """The data centre, for CO2 and water from the GPUs' energy (report, section 6.5)."""
+
+    model_config = ConfigDict(extra="forbid")
+    power_usage_effectiveness: float = Field(
+        ge=1, description="Energy of the whole over that of its machines.", json_schema_extra={"position": 0}
+    )
+    carbon_kg_per_kwh: float = Field(ge=0, description="kg of CO2 a kWh.", json_schema_extra={"position": 1})
+    water_offsite_litres_per_kwh: float = Field(ge=0, description="Litres of water to make a kWh.", json_schema_extra={"position": 2})
+    water_onsite_litres_per_kwh: float = Field(default=0.0, ge=0, description="Litres to cool it away.", json_schema_extra={"position": 3})
+
+
+class Metrics(BaseModel):
+    """Where a run's metrics go beside `metrics.jsonl` (`trainer.config.MetricsConfig`). No part of any key."""
+
+    model_config = ConfigDict(extra="forbid")
+    tensorboard: bool = Field(
+        default=False, description="Write TensorBoard's files to the run's folder (extra tensorboard).", json_schema_extra={"position": 0}
+    )
+    wandb: Wandb | None = Field(default=None, description="Weights & Biases (extra wandb).", json_schema_extra={"position": 1})
+    energy: Energy | None = Field(
+        default=None, description="For CO2 and water beside the energy (extra gpu).", json_schema_extra={"position": 2}
+    )
+
+
 class TrainJob:
     """Launches training runs; `watch` gets their progress with every step, or every few seconds."""
 
-    def __init__(self, store: Store, launcher: LauncherConfig, parallel: Parallel, watch: Watch) -> None:
-        self.store, self.launcher, self.parallel, self.watch = store, launcher, parallel, watch
+    def __init__(self, store: Store, launcher: LauncherConfig, watch: Watch) -> None:
+        self.store, self.launcher, self.watch = store, launcher, watch
 
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
@@ -80,24 +120,32 @@ class TrainJob:
             self._commit(task, key, folder, done, time.monotonic() - started)
 
     def _config(self, task: ShardTask, folder: Path) -> dict[str, Any]:
-        mix = input_files(self.store, task.inputs["mix"][0])  # type: ignore[arg-type]
-        header = json.loads(mix["mix.json"].read_text())
+        mix, header = mix_paths(self.store, task.inputs["mix"][0], folder / "files.json")  # type: ignore[arg-type]
         config = json.loads(json.dumps(task.config))
         config["model"]["vocab_size"] = header["vocab_size"]
-        config["data"] |= {
-            "mix": str(mix["mix.json"].parent),
-            "files": str(write_files(self.store, header, folder / "files.json", mix["mix.json"].parent)),
-        }
+        config["data"] |= mix
         if task.inputs["init_from"]:
             config["init_from"] = str(checkpoint_folder(self.store, task.inputs["init_from"][0]))  # type: ignore[arg-type]
         return {
             **config,
             **task.hints,
+            "held_out": self._held_out(task, folder),
             "run_folder": str(folder),
             "device": self.launcher.device,
             "threads": self.launcher.threads_per_rank,
-            "parallel": self.parallel.model_dump(),
         }
+
+    def _held_out(self, task: ShardTask, folder: Path) -> dict[str, Any] | None:
+        """What the run is scored on while it goes on; a source with no held-out document has nothing to say."""
+        asked_for = task.hints.get("held_out")
+        if not asked_for:
+            return None
+        mixes = {
+            name: mix_paths(self.store, ref, folder / f"files-held-out-{number}.json")
+            for number, (name, ref) in enumerate(asked_for["sources"].items())
+        }
+        sources = {name: mix for name, (mix, header) in mixes.items() if header["documents"]}
+        return {"every_steps": asked_for["every_steps"], "sources": sources} if sources else None
 
     def _commit(self, task: ShardTask, key: str, folder: Path, done: dict[str, Any], seconds: float) -> None:
         final = folder / done["checkpoint"]
@@ -151,6 +199,13 @@ def write_files(store: Store, header: dict[str, Any], path: Path, mix: Path) -> 
     ]
     path.write_text(json.dumps(names))
     return path
+
+
+def mix_paths(store: Store, ref: ShardRef, files: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Where the trainer finds a compiled mix, as its config has it, and the mix's header; writes `files`."""
+    paths = input_files(store, ref)
+    folder, header = paths["mix.json"].parent, json.loads(paths["mix.json"].read_text())
+    return {"mix": str(folder), "files": str(write_files(store, header, files, folder))}, header
 
 
 def checkpoint_folder(store: Store, ref: ShardRef) -> Path:

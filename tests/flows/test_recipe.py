@@ -12,8 +12,9 @@ from flows.recipe_training import MicroAnneal
 from tasks.engine import LocalConfig
 from tasks.errors import RecipeError
 from tasks.mix_plan import resolve
-from tasks.train import Parallel
-from trainer.config import ParallelConfig
+from tasks.train import Metrics, Parallel
+from trainer.config import MetricsConfig, ParallelConfig, SkipStepConfig
+from trainer.parsing import parse
 
 SHIPPED = sorted((Path(__file__).parents[2] / "deployments" / "recipes").glob("*.yaml"))
 SMALL = """\
@@ -67,6 +68,16 @@ def test_ranks_share_the_model_as_in_the_trainer_unless_the_recipe_says_otherwis
     assert load(small, ["where.parallel.activation_checkpointing=full"]).where.parallel.activation_checkpointing == "full"
     choices = typing.get_type_hints(ParallelConfig)
     assert {name: field.annotation for name, field in Parallel.model_fields.items()} == choices
+
+
+def test_metrics_and_skipped_steps_are_what_the_trainer_takes(small):
+    energy = {"power_usage_effectiveness": 1.1, "carbon_kg_per_kwh": 0.3, "water_offsite_litres_per_kwh": 1.3}
+    metrics = Metrics(tensorboard=True, wandb={"project": "olmo"}, energy=energy)
+    for told in (metrics, load(small).where.metrics):
+        assert parse(MetricsConfig, told.model_dump(), "test").tensorboard == told.tensorboard
+    assert load(small).pretrain.optimizer_ablations() == {}  # so that runs from before it existed keep their keys
+    skip_step = load(small, ["pretrain.skip_step={}"]).pretrain.optimizer_ablations()["skip_step"]
+    assert parse(SkipStepConfig, skip_step, "test") == SkipStepConfig()
 
 
 def test_copies_of_the_model_that_do_not_divide_the_ranks_are_refused(small):

@@ -204,10 +204,12 @@ def test_a_training_run_is_made_again_when_asked_or_when_its_checkpoint_is_damag
 
 
 def test_two_ranks_train_to_the_same_losses(copied):
-    """HSDP over gloo under torchrun, through the launcher, as the recipe says."""
+    """HSDP over gloo under torchrun, through the launcher, as the recipe says; scored and shown while it goes on, which changes nothing."""
     (one,) = [copied.losses()[record.key] for record in copied.records("train") if record.name == "pretrain"]
     parallel = {"replicas": 2, "activation_checkpointing": "selected", "accumulate": "sharded", "compile": False}
     copied.config["where"] |= {"launcher": {**copied.config["where"]["launcher"], "processes": 2}, "parallel": parallel}
+    copied.config["where"]["metrics"] = {"tensorboard": True}
+    copied.config["evaluation"] = {"while_training_every": 3}
     copied.config["pretrain"]["micro_batch_instances"] = 4  # part of the key: this is another run
     copied.write(copied.config)
     done = copied.run("run", "pretrain", str(copied.file), "--json")
@@ -215,8 +217,12 @@ def test_two_ranks_train_to_the_same_losses(copied):
     runs = [record.key for record in copied.records("train") if record.name == "pretrain"]
     curves = [copied.losses()[key] for key in runs]
     assert len(curves) == 2
-    written = [yaml.safe_load((copied.store / "shards" / "train" / key / "run" / "trainer.yaml").read_text()) for key in runs]
-    assert parallel in [config["parallel"] for config in written]
+    folders = [copied.store / "shards" / "train" / key / "run" for key in runs]
+    (folder,) = [each for each in folders if yaml.safe_load((each / "trainer.yaml").read_text())["parallel"] == parallel]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scored = [line["step"] for line in lines if {f"held_out/{name}/bits_per_byte" for name in ("web", "maths", "all")} <= line.keys()]
+    assert scored == [step for step in range(1, len(lines) + 1) if step % 3 == 0 or step == len(lines)]
+    assert list((folder / "tensorboard").iterdir())
     assert next(curve for curve in curves if curve != one) == pytest.approx(one, rel=1e-5)
 
 
