@@ -16,10 +16,6 @@ import numpy as np
 from tasks.errors import UserError
 from tasks.measure import Measured
 
-_SPIKE_HISTORY = 1000  # values, section 3.2 of the report
-_SPIKE_DEVIATIONS = 7.0
-_SPIKE_MINIMUM = 20  # values; fewer say nothing about a deviation
-
 
 @dataclass
 class Loss:
@@ -392,30 +388,3 @@ def _load_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where} lacks the key {missing[0]!r}")
     hints = typing.get_type_hints(kind)
     return kind(**{key: _load(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-
-
-def spike_score(values: typing.Sequence[float | None]) -> float:
-    """Percentage of values that lie at least 7 standard deviations from the mean of the 1000 values before them (report, section 3.2).
-
-    The report leaves three things open, settled here: a value is no part of its own mean; with fewer than 20 values before it a value is
-    no spike; a value that is None or not finite is a spike, and no part of any mean. 0 for no values.
-    """
-    series = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    finite = series[np.isfinite(series)]
-    spikes = len(series) - len(finite)
-    bounds = [_SPIKE_MINIMUM, *range(_SPIKE_HISTORY, len(finite), _SPIKE_HISTORY), len(finite)]
-    for start, stop in pairwise(bounds):
-        spikes += _spikes(finite, start, stop) if stop > start else 0
-    return 100.0 * spikes / len(series) if len(series) else 0.0
-
-
-def _spikes(values: np.ndarray, start: int, stop: int) -> int:
-    """How many of values[start:stop] are spikes; window by window, since running sums lose small deviations to large ones."""
-    if start >= _SPIKE_HISTORY:
-        windows = np.lib.stride_tricks.sliding_window_view(values[start - _SPIKE_HISTORY : stop - 1], _SPIKE_HISTORY)
-        mean, deviation = windows.mean(axis=1), windows.std(axis=1)
-    else:  # the first thousand: windows that still grow
-        mean = np.array([values[:end].mean() for end in range(start, stop)])
-        deviation = np.array([values[:end].std() for end in range(start, stop)])
-    distance = np.abs(values[start:stop] - mean)
-    return int(np.count_nonzero((distance >= _SPIKE_DEVIATIONS * deviation) & (distance > 0)))

@@ -27,12 +27,10 @@ from tasks.report_data import (
     SourceScores,
     Stage,
     TrainingRun,
-    spike_score,
 )
 from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
-
-__all__ = ["ReportData", "render", "spike_score"]
+from trainer.spikes import spike_score
 
 _HERE = Path(__file__).parent
 _SECTIONS = (
