@@ -40,6 +40,7 @@ _COLUMNS = ON_DEVICE + 8
 _SUMMED = (LOSS, Z_LOSS, _MASKED, _JOULES)
 _GREATEST = (LARGEST_LOGIT, _WAIT, _CHECKPOINT, _HELD_OUT, _MEMORY)
 _EVERY_STEPS = {"cpu": 1, "cuda": 10}
+_SCORED = ("loss", "bits_per_byte")
 _GRACE_SECONDS = 5  # for the thread, where the run fails
 
 # Dense bf16 without sparsity, FLOP/s, by a part of the device's name; the first that fits.
@@ -231,7 +232,8 @@ class Bookkeeper:
             sink.write(lines)
         if lines:
             self.loss = lines[-1]["loss"]
-            self._log(lines)
+            if self._world.rank == 0:
+                self._log(lines)
         if fault:
             raise fault
 
@@ -274,6 +276,8 @@ class Bookkeeper:
         for line in lines:
             if line["skipped"]:
                 log.warning("step %d left out: loss %.4f, grad norm %.3f", line["step"], line["loss"], line["grad_norm"])
+            if "held_out/all/loss" in line:
+                log.info("step %d held out: loss %.4f, %.4f bits a byte", line["step"], *(line[f"held_out/all/{key}"] for key in _SCORED))
         line = lines[-1]
         log.info(
             "step %d/%d loss %.4f grad norm %.3f learning rate %.4g, %.0f tokens/s",
