@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import numpy.typing as npt
 from trainer.config import TrainConfig
 from trainer.errors import TrainerError
 from trainer.repetition import repeated_documents
+from trainer.token_files import NEVER, Piece, TokenFiles
 
 _HEADER_KEYS = ("version", "sequence_length", "tokens", "instances", "vocab_size", "eos_id", "pad_id", "files", "bytes")
-RANGE_WAITS_SECONDS: tuple[float, ...] = (1, 2, 4, 8, 15, 30)  # between the attempts at a ranged read
-_OPEN_FILES = 512  # memory maps kept at once, well under Linux's limit of 65530 mappings a process
+_ROWS = 8  # extents looked up at once: about as many as an instance of 4096 tokens has
+_SCANNED_EXTENTS = 1 << 18  # read at once where all of them are looked at: 8 MiB
 
 
 class Mix:
@@ -57,35 +58,62 @@ class Mix:
         self._extents = self._open_extents()
         # A view, read a few entries at a time by bisect: numpy's searchsorted would copy the whole strided column at each call.
         self._ends = self._extents[:, 3]
-        self._paths = self._file_paths(files)
-        self._open = lru_cache(maxsize=_OPEN_FILES)(_open_tokens)
+        self._files = TokenFiles(self._file_paths(files), str(self.folder))
+
+    @property
+    def remote(self) -> bool:
+        """Whether token files lie behind URLs, so that reading waits for a network."""
+        return self._files.remote
 
     def read(self, start: int, length: int) -> npt.NDArray[np.uint32]:
         """Tokens [start, start + length) of the mix's stream, shape (length,)."""
-        if start < 0 or start + length > self.tokens:
-            raise ValueError(f"tokens {start} to {start + length} are not inside the mix's {self.tokens}")
-        out = np.empty(length, np.uint32)
-        filled, row = 0, bisect_right(self._ends, start)
-        while filled < length:
-            file, first, size, end = (int(number) for number in self._extents[row])
-            offset = start + filled - (end - size)
-            take = min(size - offset, length - filled)
-            out[filled : filled + take] = self._read_file(file, first + offset, take)
-            filled, row = filled + take, row + 1
-        return out
+        return self._gather([start], length, NEVER)[0]
 
     def instance(self, number: int) -> npt.NDArray[np.uint32]:
         """Instance `number`, shape (sequence_length,)."""
         return self.read(number * self.sequence_length, self.sequence_length)
 
-    def _read_file(self, file: int, start: int, length: int) -> npt.NDArray[np.uint32]:
-        path = self._paths[file]
-        tokens = _read_range(path, start, length) if "://" in path else self._open(path)[start : start + length]
-        if len(tokens) != length:
-            raise TrainerError(
-                f"{path} ends before token {start + length}, which the mix {self.folder} asks for; tokenize its source again."
-            )
-        return tokens
+    def read_instances(self, numbers: Sequence[int], stopped: threading.Event = NEVER) -> npt.NDArray[np.uint32]:
+        """These instances, read together, shape (instances, sequence_length). `stopped` as in `TokenFiles.gather`."""
+        return self._gather([number * self.sequence_length for number in numbers], self.sequence_length, stopped)
+
+    def fault_in_files(self, rank: int = 0, ranks: int = 1) -> str | None:
+        """What is wrong with a token file that is missing or holds fewer tokens than the extents take from it; None: nothing.
+
+        Each rank looks at its share of the extents and at the files that they name; nothing of them stays in memory.
+        """
+        rows = len(self._extents)
+        first, last = rows * rank // ranks, rows * (rank + 1) // ranks
+        needed = np.zeros(self._files.number, np.int64)
+        # Not by the memory map, of which every page would count as this process's memory.
+        with (self.folder / "extents.npy").open("rb") as file:
+            file.seek(-32 * (rows - first), 2)
+            for start in range(first, last, _SCANNED_EXTENTS):
+                files, starts, lengths, _ = np.fromfile(file, "<i8", 4 * min(_SCANNED_EXTENTS, last - start)).reshape(-1, 4).T
+                if files.min() < 0 or files.max() >= len(needed):
+                    return f"{file.name} names a token file that mix.json does not; compile the mix again."
+                begins = np.flatnonzero(np.diff(files, prepend=-1))  # extents of one file follow each other, nearly always
+                ends = np.maximum.reduceat(starts + lengths, begins)
+                np.maximum.at(needed, files[begins], ends)
+        return self._files.fault(needed)
+
+    def _gather(self, starts: Sequence[int], length: int, stopped: threading.Event) -> npt.NDArray[np.uint32]:
+        pieces: list[Piece] = []
+        for number, start in enumerate(starts):
+            if start < 0 or start + length > self.tokens:
+                raise ValueError(f"tokens {start} to {start + length} are not inside the mix's {self.tokens}")
+            filled, row = 0, bisect_right(self._ends, start)
+            while filled < length:
+                for file, first, size, end in self._extents[row : row + _ROWS].tolist():
+                    offset = start + filled - (end - size)
+                    take = min(size - offset, length - filled)
+                    if take > 0:
+                        pieces.append((file, first + offset, take, number * length + filled))
+                        filled += take
+                row += _ROWS
+        out = np.empty((len(starts), length), np.uint32)
+        self._files.gather(pieces, out.reshape(-1), stopped)
+        return out
 
     def _open_extents(self) -> npt.NDArray[np.int64]:
         path = self.folder / "extents.npy"
@@ -169,10 +197,13 @@ class Loader:
         positions = np.arange(self._own, dtype=np.int64) + (batch * self._batch + self._first)
         return permute(positions, self.mix.instances, self._seed, epoch)
 
-    def batch(self, number: int) -> Batch:
-        """Read batch `number`. Raises TrainerError naming the instance where an id is outside the vocabulary."""
+    def batch(self, number: int, stopped: threading.Event = NEVER) -> Batch:
+        """Read batch `number`; `stopped` as in `TokenFiles.gather`.
+
+        Raises TrainerError naming the file that cannot be read, or the instance where an id is outside the vocabulary.
+        """
         numbers, length = self.instance_numbers(number), self.mix.sequence_length
-        ids = np.stack([self.mix.instance(int(each)) for each in numbers])
+        ids = self.mix.read_instances(numbers.tolist(), stopped)
         if ids.max() >= self.mix.vocab_size:
             bad = int(numbers[np.flatnonzero((ids >= self.mix.vocab_size).any(axis=1))[0]])
             raise TrainerError(
@@ -208,36 +239,6 @@ def check_fit(mix: Mix, config: TrainConfig, ranks: int) -> None:
             f"the mix {mix.folder} has {mix.instances} instances, fewer than one batch of {batch} (global_batch_instances); take a larger "
             "mix or a smaller batch."
         )
-
-
-def _open_tokens(path: str) -> npt.NDArray[np.uint32]:
-    try:
-        # An empty file cannot be mapped.
-        return np.memmap(path, "<u4", "r").view(np.ndarray) if Path(path).stat().st_size else np.empty(0, np.uint32)
-    except (OSError, ValueError) as error:
-        raise TrainerError(f"token file {path} cannot be read ({error}); check data.files and the mix's folder.") from None
-
-
-def _read_range(url: str, start: int, length: int) -> npt.NDArray[np.uint32]:
-    """Tokens of a file behind a URL, by one ranged read; asked for again where the storage fails or sends less."""
-    import fsspec  # the one optional dependency: only for token files that are not on a disk
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    waits = iter(RANGE_WAITS_SECONDS)
-    while True:
-        try:
-            content = filesystem.cat_file(path, start=4 * start, end=4 * (start + length))
-            if len(content) == 4 * length:
-                return np.frombuffer(content, "<u4")
-            fault = f"it has {len(content)} bytes where {4 * length} were asked for"
-        except FileNotFoundError as error:
-            raise TrainerError(f"token file {url} cannot be read ({error}); check data.files.") from None
-        except Exception as error:  # clients of object stores raise whatever they like
-            fault = f"{type(error).__name__}: {error}"
-        wait = next(waits, None)
-        if wait is None:
-            raise TrainerError(f"token file {url} cannot be read ({fault}); check data.files and its storage, and start again.")
-        time.sleep(wait)
 
 
 def _read(path: Path) -> bytes:
