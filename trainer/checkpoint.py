@@ -62,6 +62,12 @@ def load(folder: Path, model: Olmo2, optimizer: torch.optim.AdamW) -> dict[str, 
     return state
 
 
+def tokenizer_of(folder: str | Path) -> str | None:
+    """Hash of the tokenizer that made what a training checkpoint was trained on; None where the folder does not say, as a soup's."""
+    path = Path(folder) / "state.json"
+    return json.loads(path.read_text()).get("loader", {}).get("tokenizer") if path.exists() else None
+
+
 def _shared_index(folder: Path) -> Index:
     """Rank 0 reads the index and tells the others, instead of every rank opening every file's header."""
     box: list[Any] = [None]

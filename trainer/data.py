@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from trainer.config import TrainConfig
 from trainer.errors import TrainerError
 from trainer.repetition import repeated_documents
 from trainer.token_files import NEVER, Piece, TokenFiles
+
+if TYPE_CHECKING:
+    from trainer.parallel import World
 
 _HEADER_KEYS = ("version", "sequence_length", "tokens", "instances", "vocab_size", "eos_id", "pad_id", "files", "bytes")
 _ROWS = 8  # extents looked up at once: about as many as an instance of 4096 tokens has
@@ -36,6 +39,7 @@ class Mix:
         header: `mix.json` as a dict.
         sequence_length, tokens, instances, vocab_size, eos_id, pad_id, bytes: from the header (`bytes`: UTF-8 bytes of the texts).
         identity: sha256 of `mix.json`, hexadecimal.
+        tokenizer: hash of the tokenizer that made it; None where the header does not say.
     """
 
     def __init__(self, folder: str | Path, files: str | Path | None = None) -> None:
@@ -55,6 +59,7 @@ class Mix:
         self.eos_id: int = self.header["eos_id"]
         self.pad_id: int = self.header["pad_id"]
         self.bytes: int = self.header["bytes"]
+        self.tokenizer: str | None = self.header.get("tokenizer")
         self._extents = self._open_extents()
         # A view, read a few entries at a time by bisect: numpy's searchsorted would copy the whole strided column at each call.
         self._ends = self._extents[:, 3]
@@ -238,6 +243,22 @@ def check_fit(mix: Mix, config: TrainConfig, ranks: int) -> None:
         raise TrainerError(
             f"the mix {mix.folder} has {mix.instances} instances, fewer than one batch of {batch} (global_batch_instances); take a larger "
             "mix or a smaller batch."
+        )
+
+
+def check_files(mix: Mix, world: World) -> None:
+    """Collective. TrainerError on every rank, naming the file, where a token file is missing or holds less than the mix takes from it."""
+    faults = [fault for fault in world.gather(mix.fault_in_files(world.rank, world.size)) if fault]
+    if faults:
+        raise TrainerError(faults[0])
+
+
+def check_tokenizer(mix: Mix, tokenizer: str | None, of: str) -> None:
+    """TrainerError where a mix was made by another tokenizer than the one with that hash, which made `of`; what is not known may be right."""
+    if mix.tokenizer and tokenizer and mix.tokenizer != tokenizer:
+        raise TrainerError(
+            f"the mix {mix.folder} was made by another tokenizer ({mix.tokenizer[:12]}) than {of} ({tokenizer[:12]}); compile it with the "
+            "same tokenizer."
         )
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from olmo_model.config import ModelConfig
 from olmo_model.model import Olmo2
 from trainer import parallel
-from trainer.checkpoint import fault_in, load_model_tensors, read_model_config, write_json
+from trainer.checkpoint import fault_in, load_model_tensors, read_model_config, tokenizer_of, write_json
 from trainer.config import HeldOutMix
-from trainer.data import Mix
+from trainer.data import Mix, check_files, check_tokenizer
 from trainer.errors import TrainerError
 from trainer.parsing import parse, read_yaml
 from trainer.process import die_with_torchrun
@@ -85,6 +85,8 @@ def evaluate(config: EvaluateConfig, world: parallel.World) -> dict[str, Any]:
     if "all" in config.sources:
         raise TrainerError('sources: "all" is the name of the sum over sources; name this source otherwise.')
     mixes = {name: Mix(source.mix, source.files) for name, source in config.sources.items()}
+    for mix in mixes.values():
+        check_files(mix, world)
     results = {}
     for checkpoint, folder in config.checkpoints.items():
         check_fit(folder, read_model_config(folder), mixes, config.sequence_length)
@@ -178,6 +180,9 @@ def check_fit(folder: str, model: ModelConfig, mixes: dict[str, Mix], sequence_l
                 f"the mix of source {name} has a vocabulary of {mix.vocab_size}, the model of {folder} one of {model.vocab_size}; "
                 "compile the mix with the model's tokenizer."
             )
+        first = next(iter(mixes.values()))
+        check_tokenizer(mix, first.tokenizer, f"the mix {first.folder}")
+        check_tokenizer(mix, tokenizer_of(folder), f"the mix that {folder} was trained on")
         if not mix.bytes or not mix.tokens:
             raise TrainerError(f"the mix of source {name} holds no text; hold out more of it, or leave the source out.")
 

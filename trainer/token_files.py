@@ -77,18 +77,24 @@ class TokenFiles:
     def fault(self, needed: npt.NDArray[np.int64]) -> str | None:
         """What is wrong with the first file that is missing or has fewer tokens than `needed`, shape (files,), 0: not needed at all."""
         files = np.flatnonzero(needed).tolist()
-        paths = [self._paths[file] for file in files]
         with ThreadPoolExecutor(_QUESTIONS) as pool:
-            for file, path, size in zip(files, paths, pool.map(_size, paths) if self.remote else map(_size, paths), strict=True):
-                if size is None:
-                    return (
-                        f"token file {path} is not there; check data.files and the mix's folder {self._mix}, or tokenize its source again."
-                    )
-                if size < 4 * needed[file]:
-                    return (
-                        f"token file {path} has {size} bytes, of which the mix {self._mix} needs {4 * needed[file]}: it is cut short or "
-                        "another file; copy it again or tokenize its source again."
-                    )
+            ask = pool.map if self.remote else map
+            faults = ask(self._fault_in, files, needed[files].tolist())
+            return next(filter(None, faults), None)
+
+    def _fault_in(self, file: int, needed: int) -> str | None:
+        path = self._paths[file]
+        try:
+            size = _size(path)
+        except TrainerError as error:
+            return str(error)
+        if size is None:
+            return f"token file {path} is not there; check data.files and the mix's folder {self._mix}, or tokenize its source again."
+        if size < 4 * needed:
+            return (
+                f"token file {path} has {size} bytes, of which the mix {self._mix} needs {4 * needed}: it is cut short or another file; "
+                "copy it again or tokenize its source again."
+            )
         return None
 
 

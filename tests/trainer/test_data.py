@@ -1,14 +1,17 @@
 """Mixes read back, the order of instances, and what does not fit together."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import sparse_mix
 from trainer.config import TrainConfig
-from trainer.data import Loader, Mix, permute
+from trainer.data import Loader, Mix, check_tokenizer, permute
 from trainer.errors import TrainerError
 from trainer.parsing import parse
 
@@ -146,3 +149,60 @@ def test_damaged_mixes_are_named(tmp_path: Path, make_mix: Any, make_documents: 
     (header / "mix.json").write_text("{")
     with pytest.raises(TrainerError, match=r"mix\.json is not valid JSON"):
         Mix(header)
+
+
+def test_a_token_file_that_is_missing_or_short_is_named_before_the_start(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    """Whoever of two ranks looks; a file longer than needed, and one that no extent names, are no faults."""
+
+    def faults(folder: Path) -> list[str | None]:
+        mix = Mix(folder)
+        found = mix.fault_in_files()
+        assert [found] == [each for each in (mix.fault_in_files(rank, 2) for rank in range(2)) if each][:1] or found is None
+        return [found, *(mix.fault_in_files(rank, 2) for rank in range(2))]
+
+    folder = make_mix(tmp_path / "mix", make_documents(10))
+    header = json.loads((folder / "mix.json").read_text())
+    (folder / "mix.json").write_text(json.dumps(header | {"files": [*header["files"], "unused.npy"]}))
+    assert faults(folder) == [None] * 3
+    whole = (folder / "tokens-1.npy").read_bytes()
+    (folder / "tokens-1.npy").write_bytes(whole + bytes(4))
+    assert faults(folder) == [None] * 3
+    (folder / "tokens-1.npy").write_bytes(whole[:-1])
+    words = f"tokens-1.npy has {len(whole) - 1} bytes, of which the mix {folder} needs {len(whole)}"
+    assert words in str(faults(folder)[0]) and words in str(faults(folder)[2])
+    (folder / "tokens-1.npy").unlink()
+    assert all(f"token file {folder / 'tokens-1.npy'} is not there" in str(fault) for fault in faults(folder))
+    extents = np.load(folder / "extents.npy")
+    extents[0, 0] = 3
+    np.save(folder / "extents.npy", extents)
+    assert "extents.npy names a token file that mix.json does not" in str(faults(folder)[0])
+
+
+def test_a_mix_of_another_tokenizer_is_named(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    folder = make_mix(tmp_path / "mix", make_documents(10))
+    mix = Mix(folder)
+    check_tokenizer(mix, mix.tokenizer, "the model")
+    check_tokenizer(mix, None, "a model that does not say")
+    with pytest.raises(TrainerError, match=rf"{folder} was made by another tokenizer \(9f86d081884c\) than the model \(abcabcabcabc\)"):
+        check_tokenizer(mix, "abc" * 20, "the model")
+
+
+def test_a_mix_of_a_thousand_million_instances_opens_and_is_read_in_little_memory(tmp_path: Path) -> None:
+    """32 GB of extents, one an instance, over 1,024 files of 16 GB each; sparse, but for what reading some instances looks at."""
+    length, instances, files = 4096, 10**9, 1024
+    folder = sparse_mix.write(tmp_path / "huge", length, instances, files, [0, 123_456_789, instances - 1])
+    script = f"""
+import json, resource
+from trainer.data import Mix, permute
+import numpy as np
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+mix = Mix({str(folder)!r})
+ids = [mix.instance(number) for number in (0, 123_456_789, {instances - 1})]
+assert mix.fault_in_files(500, 10_000) is None
+order = permute(np.arange(4096), mix.instances, 1, 0)
+assert len(set(order.tolist())) == 4096 and order.max() > 9e8
+print(json.dumps([[int(each[0]) for each in ids], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first_ids, kilobytes = json.loads(out.stdout)
+    assert first_ids == [1, 123_456_790, instances] and kilobytes < 64 * 1024

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from trainer import token_files
-from trainer.config import TrainConfig, parse
+from trainer.config import TrainConfig
 from trainer.data import Batch, Loader, Mix
 from trainer.errors import TrainerError
+from trainer.parsing import parse
 from trainer.prefetch import Prefetcher
 
 CPU = torch.device("cpu")

@@ -1,12 +1,15 @@
 """A server that stumbles, before inputs and store: nothing lost, nothing doubled, the same bytes; or one sentence, and then it goes on."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import itertools
 import lzma
 import random
+import threading
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +21,8 @@ from tasks.raw_files import find
 from tasks.sources import READERS, Record, SourceConfig
 from tasks.sources.stream import lines
 from tasks.store import Attempt, Books, Store
-from trainer.data import _read_range
 from trainer.errors import TrainerError
+from trainer.token_files import TokenFiles
 
 
 @pytest.fixture
@@ -203,16 +206,54 @@ def test_a_large_file_is_fetched_whole_through_faults(s3, quick, fault, monkeypa
     assert len(s3.proxy.faults) >= 3
 
 
+def gather(url, *pieces):
+    """Those tokens (first, length) of a file, laid end to end, as bytes."""
+    lengths = [length for _, length in pieces]
+    places = np.cumsum([0, *lengths]).tolist()
+    out = np.empty(sum(lengths), np.uint32)
+    TokenFiles([url], "the mix").gather([(0, start, length, at) for (start, length), at in zip(pieces, places, strict=False)], out)
+    return out.tobytes()
+
+
 def test_training_reads_ranges_whole_through_faults_or_says_what_failed(s3, monkeypatch):
-    monkeypatch.setattr("trainer.data.RANGE_WAITS_SECONDS", (0.0,) * 3)
+    monkeypatch.setattr("trainer.token_files.RANGE_WAITS_SECONDS", (0.0,) * 3)
     content = random.Random(0).randbytes(4000)
     s3.server.pipe_file(f"{s3.bucket}/tokens.npy", content)
     broken = iter(range(4))
     s3.proxy.schedule = lambda number, method, path: "reset" if method == "GET" and next(broken, None) is not None else None
-    assert _read_range(f"s3://{s3.bucket}/tokens.npy", 10, 500).tobytes() == content[40:2040]
+    assert gather(f"s3://{s3.bucket}/tokens.npy", (10, 500)) == content[40:2040]
     assert len(s3.proxy.faults) == 4
     with pytest.raises(TrainerError, match="it has 400 bytes where 2000 were asked for"):
-        _read_range(f"s3://{s3.bucket}/tokens.npy", 900, 500)
+        gather(f"s3://{s3.bucket}/tokens.npy", (900, 500))
+
+
+def test_scattered_pieces_are_asked_for_at_the_same_time_and_neighbours_together(s3, monkeypatch):
+    """Every request waits at the proxy until the last one has come."""
+    monkeypatch.setattr("trainer.token_files._GAP_BYTES", 400)
+    content = random.Random(0).randbytes(40_000)
+    s3.server.pipe_file(f"{s3.bucket}/tokens.npy", content)
+    together = threading.Barrier(4)
+
+    def meet(number, method, path):
+        if method == "GET":
+            together.wait(60)  # a bound, not a measurement
+
+    s3.proxy.schedule = meet
+    monkeypatch.setattr(s3.proxy, "lock", contextlib.nullcontext())
+    far = [(9000, 100), (3000, 50), (6000, 7), (10, 20)]
+    near = [(9100, 10), (9205, 5), (9050, 30), (10, 20)]  # touching, beyond a gap of 380 bytes, inside, the same
+    expected = b"".join(content[4 * start : 4 * (start + length)] for start, length in far + near)
+    assert gather(f"s3://{s3.bucket}/tokens.npy", *far, *near) == expected
+    asked = sorted(headers["Range"] for method, _, headers in s3.proxy.seen if method == "GET")
+    assert asked == ["bytes=12000-12199", "bytes=24000-24027", "bytes=36000-36839", "bytes=40-119"]
+
+
+def test_training_finds_a_token_file_on_the_server_missing_or_short_before_it_starts(s3):
+    s3.server.pipe_file(f"{s3.bucket}/tokens.npy", bytes(4000))
+    files = TokenFiles([f"s3://{s3.bucket}/tokens.npy", f"s3://{s3.bucket}/other.npy"], "the mix")
+    assert files.fault(np.array([1000, 0])) is None
+    assert "tokens.npy has 4000 bytes, of which the mix the mix needs 4004" in files.fault(np.array([1001, 0]))
+    assert "other.npy is not there" in files.fault(np.array([1000, 1]))
 
 
 def test_a_gzip_that_is_cut_off_on_the_server_is_damage_of_the_file(s3):
