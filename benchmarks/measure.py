@@ -61,7 +61,7 @@ class _PeakOf:
     def _watch(self) -> None:
         while not self._done.wait(0.05):
             for pid in _descendants(self._pid):
-                self._peak = max(self._peak, _high_water(pid))
+                self._peak = max(self._peak, high_water(pid))
 
     def stop(self) -> int:
         self._done.set()
@@ -80,7 +80,7 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _high_water(pid: int) -> int:
+def high_water(pid: int) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
