@@ -75,7 +75,8 @@ def write_mixes(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
 
 
 def loader_config(mix: Path, vocab_size: int) -> Any:
-    from trainer.config import TrainConfig, parse
+    from trainer.config import TrainConfig
+    from trainer.parsing import parse
 
     model = {"d_model": 64, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "mlp_hidden": 64, "vocab_size": vocab_size}
     return parse(
