@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from olmo_model.model import Olmo2
 from trainer.config import HeldOutConfig, TrainConfig
-from trainer.data import Mix
+from trainer.data import Mix, check_files, check_tokenizer
 from trainer.evaluate import Score, check_fit, score
 from trainer.parallel import World
 
@@ -19,10 +19,13 @@ _LOGITS = 1 << 28  # that exist at once
 class HeldOut:
     """The held-out mixes of a run, opened and checked before it starts."""
 
-    def __init__(self, held_out: HeldOutConfig, config: TrainConfig, world: World) -> None:
-        """Raises TrainerError where a mix is missing, empty, or of another vocabulary."""
+    def __init__(self, held_out: HeldOutConfig, config: TrainConfig, training: Mix, world: World) -> None:
+        """Collective. Raises TrainerError where a mix or a file of it is missing, empty, or of another tokenizer than the training's mix."""
         self._mixes = {name: Mix(source.mix, source.files) for name, source in held_out.sources.items()}
         check_fit(config.run_folder, config.model, self._mixes, config.sequence_length)
+        for mix in self._mixes.values():
+            check_tokenizer(mix, training.tokenizer, f"the mix {training.folder}")
+            check_files(mix, world)
         self._every, self._length, self._world = held_out.every_steps, config.sequence_length, world
         self._batch = max(1, min(config.micro_batch_instances, _LOGITS // (self._length * config.model.vocab_size)))
 

@@ -16,12 +16,16 @@ class StopRequest:
     """SIGTERM from here on asks for a checkpoint instead of ending the process; ranks agree on the step without waiting for their devices.
 
     A rank says before it works on a step whether it was asked, and hears from the others after it. A request that comes during a step is
-    thus heeded after the next.
+    thus heeded after the next. Where a rank has no data yet for the step after, the ranks agree once more before that one: no rank may begin
+    a step that another cannot.
+
+    Attributes:
+        short: whether the ranks must agree before the coming step; the same on all.
     """
 
     def __init__(self) -> None:
         self._asked = False
-        self._flag = torch.zeros(())
+        self.short = True
 
     def __enter__(self) -> StopRequest:
         self._before = signal.signal(signal.SIGTERM, self._ask)
@@ -33,16 +37,29 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def tell(self, other_reason: bool) -> None:
-        """Tell the other ranks whether this one was asked to stop, or has another reason to; collective."""
-        self._flag.fill_(float(self._asked or other_reason))
+    def asked(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._asked
+
+    def agree(self, unable: bool) -> bool:
+        """Whether any rank is unable to take the coming step; the same on all; collective."""
+        told = torch.tensor(float(unable))
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        return bool(told)
+
+    def tell(self, other_reason: bool, short: bool) -> None:
+        """Tell the other ranks whether this one was asked to stop, or has another reason to, and whether it is short of data for the step
+        after the coming one; collective."""
+        self._told = torch.tensor([float(self._asked or other_reason), float(short)])
         # A tensor of the host: gloo carries it while the devices work.
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        self._work = dist.all_reduce(self._told, op=dist.ReduceOp.MAX, async_op=True)
 
     def heard(self) -> bool:
-        """Whether any rank said so in the last `tell`; the same on all."""
+        """Whether any rank had a reason to stop in the last `tell`; the same on all."""
         self._work.wait()
-        return bool(self._flag)
+        stop, short = self._told.tolist()
+        self.short = short > 0
+        return stop > 0
 
 
 class CollectedRarely:

@@ -78,6 +78,12 @@ class Prefetcher:
             thread.join(max(0.0, end - time.monotonic()))
         self._ready.clear()
 
+    @property
+    def short(self) -> bool:
+        """Whether `next` would have to wait."""
+        with self._change:
+            return self._next_to_give < self._last and self._next_to_give not in self._ready
+
     def next(self, give_up: Callable[[], bool] = lambda: False) -> ReadyBatch | None:
         """The next step's batch; None where it is not there yet and `give_up` says that nobody needs it any more.
 

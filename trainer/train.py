@@ -8,7 +8,6 @@ import logging
 import math
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from torch.distributed.tensor import DTensor
 from trainer import checkpoint, energy, failures, health, optim, parallel
 from trainer.bookkeeping import ON_DEVICE, Bookkeeper, Moment, NotFinite, StepNumbers
 from trainer.config import TrainConfig, difference_on_restart
-from trainer.data import Batch, Loader, Mix
+from trainer.data import Loader, Mix, check_files, check_tokenizer
 from trainer.errors import TrainerError
 from trainer.held_out import HeldOut
 from trainer.interrupts import CollectedRarely, StopRequest
 from trainer.parallel import World
 from trainer.parsing import to_dict
+from trainer.prefetch import Prefetcher, ReadyBatch
 from trainer.profiler import Profiler
 from trainer.saving import Saver
 from trainer.sinks import check_extras, cut_back, open_sinks, written
@@ -88,30 +88,30 @@ def _loop(run: Run) -> int:
             Saver(run.model, run.optimizer, to_dict(config), config.checkpoint, world) as saver,
             _open_books(run) as books,
             Profiler(config.profile, run.folder, world) as profiler,
-            ThreadPoolExecutor(1) as pool,
+            Prefetcher(run.loader, run.step, run.steps, world.device) as batches,
         ):
-            coming = pool.submit(run.loader.batch, run.step)
             stalled = 0.0
             while run.step < run.steps:
-                began, began_waiting = Moment(world.device), time.perf_counter()
-                batch = coming.result()
-                waited = time.perf_counter() - began_waiting
-                if run.step + 1 < run.steps:
-                    coming = pool.submit(run.loader.batch, run.step + 1)
-                stop.tell(saver.failed)
+                began = Moment(world.device)
+                batch = batches.next(give_up=stop.asked)
+                if stop.short and stop.agree(unable=batch is None):
+                    if run.step and run.saved != _checkpoint_folder(run):
+                        _save(run, saver, books)
+                    return _leave(run, saver)
+                assert batch is not None  # a rank that may be short of data has said so
+                stop.tell(saver.failed, batches.short)
                 profiler.before(run.step + 1)
                 rate = _rate(run, run.step)
                 row = _step(run, batch, rate)
                 profiler.after(run.step)
-                numbers = StepNumbers(run.step, row, rate, int((~batch.kept).sum()), began, Moment(world.device), waited, stalled)
+                masked = int((~batch.host.kept).sum())
+                numbers = StepNumbers(run.step, row, rate, masked, began, Moment(world.device), batch.waited_seconds, stalled)
                 _score_held_out(run, numbers)
                 books.record(numbers)
                 stopping = stop.heard()
                 stalled = _save(run, saver, books) if stopping or run.step == run.steps or config.checkpoint.due(run.step) else 0.0
                 if stopping and run.step < run.steps:
-                    saver.wait()
-                    log.info("SIGTERM: saved after step %d; start again to go on", run.step)
-                    return EXIT_TERMINATED
+                    return _leave(run, saver)
                 garbage.after_step(run.step)
             saver.wait()
     except NotFinite as error:
@@ -121,6 +121,12 @@ def _loop(run: Run) -> int:
         done = {"checkpoint": str(run.saved.relative_to(run.folder)), "step": run.step, "loss": books.loss, "tokens": run.tokens}
         checkpoint.write_json(run.folder / "done.json", done | energy.totals(books.joules, config.metrics.energy))
     return 0
+
+
+def _leave(run: Run, saver: Saver) -> int:
+    saver.wait()
+    log.info("SIGTERM: saved after step %d; start again to go on", run.step)
+    return EXIT_TERMINATED
 
 
 def _open_books(run: Run) -> Bookkeeper:
@@ -144,7 +150,8 @@ def prepare(config: TrainConfig, world: World) -> Run:
     folder = Path(config.run_folder)
     check_extras(config.metrics)
     loader = Loader(Mix(config.data.mix, config.data.files), config, world.rank, world.size)
-    held_out = HeldOut(config.held_out, config, world) if config.held_out else None
+    check_files(loader.mix, world)
+    held_out = HeldOut(config.held_out, config, loader.mix, world) if config.held_out else None
     _claim_folder(folder, config, world)
     health.check(config.model, world)
     torch.manual_seed(config.seed)
@@ -193,15 +200,15 @@ def _begin_anneal(run: Run, folder: Path) -> None:
     faults = [fault for fault in run.world.gather(checkpoint.fault_in(folder, run.world.rank, run.world.size)) if fault]
     if faults:
         raise TrainerError(f"init_from {folder} is no whole checkpoint: {faults[0]}; give the folder of a whole one.")
+    check_tokenizer(run.loader.mix, checkpoint.tokenizer_of(folder), f"the mix that {folder} was trained on")
     run.start_rate = checkpoint.load(folder, run.model, run.optimizer)["learning_rate"]
     log.info("annealing from %s, learning rate %.6g", folder, run.start_rate)
 
 
-def _step(run: Run, batch: Batch, rate: float) -> Tensor:
+def _step(run: Run, batch: ReadyBatch, rate: float) -> Tensor:
     """One optimizer step at learning rate `rate`. Its numbers stay on the device, as `StepNumbers.row`: nothing here waits for it."""
-    config, device = run.config, run.world.device
-    ids, kept = _to_device(torch.from_numpy(batch.ids), device), _to_device(torch.from_numpy(batch.kept), device)
-    micro_batches = list(zip(ids.split(config.micro_batch_instances), kept.split(config.micro_batch_instances), strict=True))
+    config = run.config
+    micro_batches = list(zip(batch.ids.split(config.micro_batch_instances), batch.kept.split(config.micro_batch_instances), strict=True))
     parts = []
     for number, (micro_ids, micro_kept) in enumerate(micro_batches, 1):
         parallel.begin_micro_batch(run.model, number == len(micro_batches), config.parallel.accumulate)
@@ -237,10 +244,6 @@ def _rate(run: Run, step: int) -> float:
     return optim.schedule(run.config.schedule, run.start_rate, run.steps)(step)
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
 def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -252,7 +255,7 @@ def _save(run: Run, saver: Saver, books: Bookkeeper) -> float:
     """
     began = time.perf_counter()
     books.drain()
-    folder = run.folder / "checkpoints" / f"step{run.step:07d}"
+    folder = _checkpoint_folder(run)
     epoch, batch = divmod(run.step, run.loader.batches_per_epoch)
     state = {
         "version": 1,
@@ -262,6 +265,7 @@ def _save(run: Run, saver: Saver, books: Bookkeeper) -> float:
         "learning_rate": _rate(run, run.step - 1),
         "loader": {
             "mix": run.loader.mix.identity,
+            "tokenizer": run.loader.mix.tokenizer,
             "seed": run.config.data.seed,
             "position": run.step,
             "epoch": epoch,
@@ -273,6 +277,10 @@ def _save(run: Run, saver: Saver, books: Bookkeeper) -> float:
     saver.save(folder, state, {"rng": _rng_state(run.world.device)})
     run.saved = folder
     return time.perf_counter() - began
+
+
+def _checkpoint_folder(run: Run) -> Path:
+    return run.folder / "checkpoints" / f"step{run.step:07d}"
 
 
 def _rng_state(device: torch.device) -> dict[str, str]:
