@@ -125,7 +125,7 @@ def _loop(run: Run) -> int:
 
 def _leave(run: Run, saver: Saver) -> int:
     saver.wait()
-    log.info("SIGTERM: saved after step %d; start again to go on", run.step)
+    log.info("SIGTERM: %s; start again to go on", f"saved after step {run.step}" if run.step else "no step was done")
     return EXIT_TERMINATED
 
 

@@ -1,8 +1,11 @@
 """Batches made ready in the background: the right ones in order, no more than asked, and no storage that keeps a run from leaving."""
 
 import json
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,76 @@ def test_a_batch_from_a_storage_is_asked_for_in_few_reads_and_only_again_where_t
     storage.reads, storage.answer = [], staticmethod(lambda number: None)
     assert np.array_equal(loader.batch(2).ids, local.batch(2).ids)
     assert len(storage.reads) > 64
+
+
+class Server(ThreadingHTTPServer):
+    """Files of a folder by ranged reads over HTTP; when `hangs` is set no read is answered, until `freed`."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder, self.hangs, self.freed, self.hung = folder, threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # the other side has left
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str((self.server.folder / self.path[1:]).stat().st_size))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        if self.server.hangs.is_set():
+            self.server.hung.release()
+            self.server.freed.wait()
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        content = (self.server.folder / self.path[1:]).read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/*")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(make_config: Any) -> Iterator[Server]:
+    """Serves the token files of `make_config`'s mix."""
+    served = Server(Path(make_config()["data"]["mix"]))
+    threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield served
+    served.freed.set()
+    served.shutdown()
+    served.server_close()
+
+
+def test_ranks_save_and_leave_on_sigterm_while_a_storage_hangs(
+    make_config: Any, launch: Any, server: Server, tmp_path: Path, read_metrics: Any
+) -> None:
+    files = tmp_path / "files.json"
+    files.write_text(json.dumps([f"http://127.0.0.1:{server.server_port}/tokens-{number}.npy" for number in range(2)]))
+    process = launch(make_config(max_steps=100_000, micro_batch_instances=2, **{"data.files": str(files)}), ranks=2)
+    run = tmp_path / "run"
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)  # between looks at the file
+    server.hangs.set()
+    for _ in range(12):  # two ranks, four readers each, most of them with two files: nearly nothing is ready any more
+        assert server.hung.acquire(timeout=PATIENCE_SECONDS)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=25)  # torchelastic kills after 30 s
+    assert "SIGTERM: saved after step" in output
+    last = read_metrics(run)[-1]["step"]
+    assert (run / "checkpoints" / f"step{last:07d}" / "checkpoint.json").exists()
 
 
 @pytest.mark.gpu
