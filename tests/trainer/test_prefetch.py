@@ -242,8 +242,16 @@ class Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(make_config: Any) -> Iterator[Server]:
-    """Serves the token files of `make_config`'s mix."""
-    served = Server(Path(make_config()["data"]["mix"]))
+    """Serves the token files of `make_config`'s mix, which are one: so each batch takes one read."""
+    folder = Path(make_config()["data"]["mix"])
+    parts = [(folder / f"tokens-{number}.npy").read_bytes() for number in range(2)]
+    (folder / "tokens.npy").write_bytes(b"".join(parts))
+    extents = np.load(folder / "extents.npy")
+    extents[:, 1] += extents[:, 0] * (len(parts[0]) // 4)
+    extents[:, 0] = 0
+    np.save(folder / "extents.npy", extents)
+    (folder / "mix.json").write_text(json.dumps(json.loads((folder / "mix.json").read_text()) | {"files": ["tokens.npy"]}))
+    served = Server(folder)
     threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     yield served
     served.freed.set()
@@ -255,7 +263,7 @@ def test_ranks_save_and_leave_on_sigterm_while_a_storage_hangs(
     make_config: Any, launch: Any, server: Server, tmp_path: Path, read_metrics: Any
 ) -> None:
     files = tmp_path / "files.json"
-    files.write_text(json.dumps([f"http://127.0.0.1:{server.server_port}/tokens-{number}.npy" for number in range(2)]))
+    files.write_text(json.dumps([f"http://127.0.0.1:{server.server_port}/tokens.npy"]))
     process = launch(make_config(max_steps=100_000, micro_batch_instances=2, **{"data.files": str(files)}), ranks=2)
     run = tmp_path / "run"
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -263,7 +271,7 @@ def test_ranks_save_and_leave_on_sigterm_while_a_storage_hangs(
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.05)  # between looks at the file
     server.hangs.set()
-    for _ in range(12):  # two ranks, four readers each, most of them with two files: nearly nothing is ready any more
+    for _ in range(8):  # two ranks read four batches ahead each: none of them has one that is ready
         assert server.hung.acquire(timeout=PATIENCE_SECONDS)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=25)  # torchelastic kills after 30 s
