@@ -144,6 +144,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, world: parallel.World, check
     foreign = HeldOutMix(str(make_mix(tmp_path / "foreign", make_documents(3), vocab_size=256)))
     empty = HeldOutMix(str(make_mix(tmp_path / "empty", [])))
     outside = HeldOutMix(str(make_mix(tmp_path / "outside", make_documents(3, low=200, high=210))))
+    otherwise = HeldOutMix(str(make_mix(tmp_path / "otherwise", make_documents(3))))
+    Path(otherwise.mix, "mix.json").write_text(Path(otherwise.mix, "mix.json").read_text().replace('"tokenizer": "9f', '"tokenizer": "aa'))
+    short = HeldOutMix(str(make_mix(tmp_path / "short", make_documents(3))))
+    Path(short.mix, "tokens-0.npy").write_bytes(b"")
     damaged = str(shutil.copytree(folder, tmp_path / "damaged"))
     with Path(damaged, "config.json").open("a") as file:
         file.write(" ")
@@ -151,6 +155,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path, world: parallel.World, check
         ({"run": folder}, {"foreign": foreign}, LENGTH, "foreign.*256.*128"),
         ({"run": folder}, {"empty": empty}, LENGTH, "empty.*no text"),
         ({"run": folder}, {"outside": outside}, LENGTH, "outside.*vocabulary"),
+        ({"run": folder}, {"good": good, "otherwise": otherwise}, LENGTH, "otherwise was made by another tokenizer"),
+        ({"run": folder}, {"short": short}, LENGTH, "tokens-0.npy has 0 bytes"),
         ({"run": folder}, {"good": good}, 2 * LENGTH, "sequence_length"),
         ({"run": folder}, {"all": good}, LENGTH, "all"),
         ({"run": damaged}, {"good": good}, LENGTH, "damaged.*config.json"),

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,9 @@ def test_an_anneal_starts_where_the_checkpoint_left_off(make_config: Any, world:
     assert _same(read_metrics(tmp_path / "anneal")) == _same(annealed)
 
 
-def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model(make_config: Any, world: World, tmp_path: Path) -> None:
+def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model_and_tokenizer(
+    make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path
+) -> None:
     train(_config(make_config(max_steps=2)), world)
     source = tmp_path / "run" / "checkpoints" / "step0000002"
 
@@ -374,7 +377,7 @@ def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model(make_config: A
         data["schedule"] = {"kind": "linear_to_zero"}
         with pytest.raises(TrainerError) as error:
             prepare(_config(data), world)
-        (tmp_path / "anneal" / "config.json").unlink()
+        (tmp_path / "anneal" / "config.json").unlink(missing_ok=True)
         return str(error.value)
 
     for key, there, here in (
@@ -392,6 +395,16 @@ def test_an_anneal_needs_a_whole_training_checkpoint_of_its_model(make_config: A
     write_marker(source)
     told = anneal(**{"model.mlp_hidden": 96})
     assert "holds model.layers.0.mlp.down_proj.weight of shape [32, 64], the config's model has [32, 96]" in told
+    other = make_mix(tmp_path / "other", make_documents(20))
+    (other / "mix.json").write_text((other / "mix.json").read_text().replace(sha256(b"test").hexdigest(), "ab" * 32))
+    words = f"{other} was made by another tokenizer (abababababab) than the mix that {source} was trained on (9f86d081884c)"
+    assert words in anneal(**{"data.mix": str(other)})
+    assert f"{other} was made by another tokenizer (abababababab) than the mix {tmp_path / 'mix'}" in anneal(
+        held_out={"sources": {"web": {"mix": str(other)}}, "every_steps": 1}
+    )
+    (tmp_path / "mix" / "tokens-1.npy").rename(tmp_path / "tokens-1.npy")
+    assert f"token file {tmp_path / 'mix' / 'tokens-1.npy'} is not there" in anneal()
+    (tmp_path / "tokens-1.npy").rename(tmp_path / "mix" / "tokens-1.npy")
     (source / "state.json").unlink()
     assert "state.json is missing" in anneal()
     (source / MARKER).unlink()
