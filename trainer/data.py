@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,18 +110,27 @@ class Mix:
         for number, start in enumerate(starts):
             if start < 0 or start + length > self.tokens:
                 raise ValueError(f"tokens {start} to {start + length} are not inside the mix's {self.tokens}")
-            filled, row = 0, bisect_right(self._ends, start)
-            while filled < length:
-                for file, first, size, end in self._extents[row : row + _ROWS].tolist():
-                    offset = start + filled - (end - size)
-                    take = min(size - offset, length - filled)
-                    if take > 0:
-                        pieces.append((file, first + offset, take, number * length + filled))
-                        filled += take
-                row += _ROWS
+            filled = 0
+            for file, first, size, end in self._extents_from(start):
+                offset = start + filled - (end - size)
+                take = min(size - offset, length - filled)
+                if offset < 0 or take < 0:
+                    break
+                if take:
+                    pieces.append((file, first + offset, take, number * length + filled))
+                filled += take
+                if filled == length:
+                    break
+            if filled < length:
+                raise TrainerError(f"{self.folder / 'extents.npy'} contradicts itself at token {start + filled}; compile the mix again.")
         out = np.empty((len(starts), length), np.uint32)
         self._files.gather(pieces, out.reshape(-1), stopped)
         return out
+
+    def _extents_from(self, token: int) -> Iterator[list[int]]:
+        """The extents in order from the one that holds `token`: file, first token in it, tokens, end."""
+        for row in range(bisect_right(self._ends, token), len(self._extents), _ROWS):
+            yield from self._extents[row : row + _ROWS].tolist()
 
     def _open_extents(self) -> npt.NDArray[np.int64]:
         path = self.folder / "extents.npy"
@@ -129,7 +138,7 @@ class Mix:
             extents = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise TrainerError(f"{path} cannot be read ({error}); compile the mix again.") from None
-        if extents.ndim != 2 or extents.shape[1] != 4 or extents.dtype != np.int64:
+        if extents.ndim != 2 or extents.shape[1] != 4 or extents.dtype != np.int64 or not extents.flags.c_contiguous:
             raise TrainerError(f"{path} holds {extents.dtype}{list(extents.shape)}, not int64[n, 4]; compile the mix again.")
         total = int(extents[-1, 3]) if len(extents) else 0
         if total != self.tokens:

@@ -161,19 +161,20 @@ def _fetch(requests: list[_Request], out: Tokens, stopped: threading.Event) -> N
 
 def _attempt(requests: list[_Request]) -> Iterator[tuple[_Request, str]]:
     """Each request and what went wrong with it, if anything; all of them at once where the file system can."""
-    import fsspec  # the one optional dependency: only for token files that are not on a disk
-
     by_system: dict[Any, list[tuple[_Request, str]]] = {}
     for request in requests:
-        system, path = fsspec.core.url_to_fs(request.url)
+        system, path = _locate(request.url)
         by_system.setdefault(system, []).append((request, path))
     for system, asked in by_system.items():
         starts, ends = [request.start for request, _ in asked], [request.end for request, _ in asked]
-        contents = system.cat_ranges([path for _, path in asked], starts, ends, on_error="return")
+        try:
+            contents = system.cat_ranges([path for _, path in asked], starts, ends, on_error="return")
+        except Exception as error:  # clients of object stores raise whatever they like
+            contents = [error] * len(asked)
         for (request, _), content in zip(asked, contents, strict=True):
             if isinstance(content, FileNotFoundError):
                 raise TrainerError(f"token file {request.url} cannot be read ({content}); check data.files.")
-            if isinstance(content, BaseException):  # clients of object stores raise whatever they like
+            if isinstance(content, BaseException):
                 yield request, f"{type(content).__name__}: {content}"
             elif len(content) != request.end - request.start:
                 yield request, f"it has {len(content)} bytes where {request.end - request.start} were asked for"
@@ -191,17 +192,30 @@ def _size(path: str) -> int | None:
             return None
         except OSError as error:
             raise TrainerError(f"token file {path} cannot be read ({error.strerror}); check data.files and the mix's folder.") from None
-    import fsspec
-
+    system, inside = _locate(path)
     waits = iter(RANGE_WAITS_SECONDS)
     while True:
         try:
-            system, inside = fsspec.core.url_to_fs(path)
             return int(system.size(inside))
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            raise TrainerError(f"token file {path} cannot be read ({error}); check data.files and the credentials.") from None
         except Exception as error:
             _wait(waits, NEVER, path, f"{type(error).__name__}: {error}")
+
+
+def _locate(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    try:
+        import fsspec  # the one optional dependency: only for token files that are not on a disk
+
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise TrainerError(
+            f"token file {url} cannot be read ({error}); install fsspec and its client for that storage, or check data.files."
+        ) from None
+    return system, path
 
 
 def _wait(waits: Iterator[float], stopped: threading.Event, url: str, fault: str) -> None:

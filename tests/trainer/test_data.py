@@ -145,6 +145,12 @@ def test_damaged_mixes_are_named(tmp_path: Path, make_mix: Any, make_documents: 
     np.save(extents / "extents.npy", np.load(extents / "extents.npy")[:-1])
     with pytest.raises(TrainerError, match=r"extents\.npy holds \d+ tokens where mix\.json says"):
         Mix(extents)
+    inside = broken("inside")
+    rows = np.load(inside / "extents.npy")
+    rows[-4:, 2] = 0
+    np.save(inside / "extents.npy", rows)
+    with pytest.raises(TrainerError, match=r"extents\.npy contradicts itself at token"):
+        Mix(inside).read(0, Mix(inside).tokens)
     header = broken("header")
     (header / "mix.json").write_text("{")
     with pytest.raises(TrainerError, match=r"mix\.json is not valid JSON"):
@@ -206,3 +212,13 @@ print(json.dumps([[int(each[0]) for each in ids], resource.getrusage(resource.RU
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first_ids, kilobytes = json.loads(out.stdout)
     assert first_ids == [1, 123_456_790, instances] and kilobytes < 64 * 1024
+
+
+def test_a_storage_that_nothing_here_can_read_is_named_at_once(tmp_path: Path, make_mix: Any, make_documents: Any) -> None:
+    folder = make_mix(tmp_path / "mix", make_documents(10))
+    files = tmp_path / "files.json"
+    files.write_text(json.dumps(["nosuch://bucket/0.npy", "nosuch://bucket/1.npy"]))
+    mix = Mix(folder, files)
+    assert "token file nosuch://bucket/0.npy cannot be read (Protocol not known: nosuch); install fsspec" in str(mix.fault_in_files())
+    with pytest.raises(TrainerError, match=r"nosuch://bucket/0\.npy cannot be read"):
+        mix.instance(0)
