@@ -18,9 +18,13 @@ _PATTERN_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
 _MATRIX = {"cuda": 4096, "cpu": 256}
 
 
-def check(model: ModelConfig, world: World) -> None:
-    """Collective. Raises TrainerError on every rank, naming each host and device that failed and how, where one did."""
-    _raise_any(world, _local_fault(model, world))
+def check(model: ModelConfig, world: World, replicas: int = 1) -> None:
+    """Collective. Raises TrainerError on every rank, naming each host and device that failed and how, where one did.
+
+    `replicas`: copies of the model among the ranks.
+    """
+    need_bytes = model.num_parameters() * _BYTES_PER_PARAMETER * replicas // world.size
+    _raise_any(world, _local_fault(need_bytes, world))
     _raise_any(world, _reduction_fault(world))
 
 
@@ -34,9 +38,9 @@ def _raise_any(world: World, fault: str | None) -> None:
         raise TrainerError(f"the health check failed: {'; '.join(named)}; take the host out and start again.")
 
 
-def _local_fault(model: ModelConfig, world: World) -> str | None:
+def _local_fault(need_bytes: int, world: World) -> str | None:
     try:
-        fault = product_fault(world.device) or memory_fault(world.device, model.num_parameters() * _BYTES_PER_PARAMETER // world.size)
+        fault = product_fault(world.device) or memory_fault(world.device, need_bytes)
     except RuntimeError as error:  # what a broken GPU raises; one sentence for the launcher instead of a traceback from each rank
         fault = f"raised {_first_line(error)}"
     return _named(world, fault) if fault else None

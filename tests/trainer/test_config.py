@@ -1,6 +1,7 @@
 """Configs are strict: what is wrong is named, and nothing is taken silently."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from olmo_model.config import PRESETS
 from trainer.config import TrainConfig, difference_on_restart, load_config
 from trainer.errors import TrainerError
 from trainer.parsing import parse, to_dict
@@ -90,6 +92,13 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default_only(make
     assert difference_on_restart(old, to_dict(_load(tmp_path, make_config()))) is None
     changed = make_config(**{"optimizer.decay_embeddings": True})
     assert difference_on_restart(old, to_dict(_load(tmp_path, changed))) == "optimizer.decay_embeddings"
+
+
+def test_the_page_about_training_shows_a_config_that_loads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (tmp_path / "run.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    config = load_config(tmp_path / "run.yaml")
+    assert config.model == PRESETS["1b"] and config.parallel.compile
 
 
 def test_reading_a_config_imports_no_torch() -> None:

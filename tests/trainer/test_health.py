@@ -1,5 +1,7 @@
 """The health check passes on a sound machine and names what is not sound."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -87,3 +89,5 @@ def test_a_model_too_large_for_the_memory_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(health, "_free_bytes", lambda device: 50 << 30)
     with pytest.raises(TrainerError, match=r"50\.0 GiB of memory free, .* take 108\.8 GiB"):
         health.check(PRESETS["7b"], world)
+    with pytest.raises(TrainerError, match=r"take 54\.4 GiB"):  # a copy of the model on four of eight ranks
+        health.check(PRESETS["7b"], dataclasses.replace(world, size=8), replicas=4)
