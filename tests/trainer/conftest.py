@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ SEQUENCE_LENGTH = 32
 VOCAB_SIZE = 128
 EOS_ID = 0
 PAD_ID = 1
+RANKS_PATIENCE_SECONDS = 300
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +181,61 @@ def run_trainer(launch: Callable[..., subprocess.Popen]) -> Callable[..., str]:
         process = launch(config, ranks, module)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == code, output
+        return output
+
+    return run
+
+
+class RankServer:
+    """Runs modules on several ranks that `rank_server.py` forks; a context manager."""
+
+    def __enter__(self) -> "RankServer":
+        command = [sys.executable, str(Path(__file__).with_name("rank_server.py"))]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.communicate()
+
+    def run(self, module: str, arguments: list[str], ranks: int, folder: Path) -> tuple[list[int], str]:
+        """Exit codes of the ranks of `python -m MODULE ARGUMENTS`, run in `folder`, and what they wrote to standard output and error."""
+        assert self._process.stdin and self._process.stdout
+        log = folder / "ranks.log"
+        log.write_bytes(b"")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        work = {"module": module, "arguments": arguments, "ranks": ranks, "folder": str(folder), "log": str(log), "port": port}
+        self._process.stdin.write(json.dumps(work).encode() + b"\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], RANKS_PATIENCE_SECONDS)[0]:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        line = self._process.stdout.readline()
+        output = log.read_text()
+        assert line, output
+        return json.loads(line), output
+
+
+@pytest.fixture(scope="session")
+def rank_server() -> Iterator[RankServer]:
+    """One for all of a session's runs: it imports torch once."""
+    with RankServer() as server:
+        yield server
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path, rank_server: RankServer) -> Callable[..., str]:
+    """`run_ranks(config, ranks, module="trainer") -> output`: as `run_trainer`, but ranks are forked instead of started by torchrun.
+
+    For tests of what ranks do, not of how they are started: it takes a third of the time.
+    """
+
+    def run(config: dict[str, Any], ranks: int, module: str = "trainer") -> str:
+        path = tmp_path / "ranks.yaml"
+        path.write_text(yaml.safe_dump(config))
+        codes, output = rank_server.run(module, [str(path)], ranks, tmp_path)
+        assert codes == [0] * ranks, output
         return output
 
     return run

@@ -49,7 +49,7 @@ HSDP = {"replicas": 2}
     ids=["1, 2x2, 2, 1", "2, 4, 2, 2x2"],
 )
 def test_other_numbers_of_ranks_go_on_with_the_same_data_and_loss(
-    rounds: list, make_config: Any, tmp_path: Path, run_trainer: Any, read_metrics: Any, world: World, caplog: pytest.LogCaptureFixture
+    rounds: list, make_config: Any, tmp_path: Path, run_ranks: Any, read_metrics: Any, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each round trains on to the end; the next finds only the checkpoint of its own beginning whole."""
     changes = {"micro_batch_instances": 1, "schedule.decay_steps": 12, "checkpoint.every_steps": 3}
@@ -62,7 +62,7 @@ def test_other_numbers_of_ranks_go_on_with_the_same_data_and_loss(
                 train(_config(config), world)
             output = caplog.text
         else:
-            output = run_trainer(config, ranks=ranks)
+            output = run_ranks(config, ranks)
         assert number == 0 or f"resumed from {run / 'checkpoints' / f'step{3 * number:07d}'}" in output
         assert _losses(read_metrics(run)) == pytest.approx(_losses(read_metrics(tmp_path / "alone")), rel=1e-5)
         for late in range(3 * number + 6, 13, 3):
@@ -89,8 +89,8 @@ def test_a_checkpoint_of_a_compiled_recomputing_model_is_one_of_a_plain_model(
     assert names[0] == names[1]
 
 
-def test_index_headers_and_torch_agree_about_what_two_ranks_wrote(make_config: Any, run_trainer: Any, tmp_path: Path, world: World) -> None:
-    run_trainer(make_config(max_steps=2, micro_batch_instances=1), ranks=2)
+def test_index_headers_and_torch_agree_about_what_two_ranks_wrote(make_config: Any, run_ranks: Any, tmp_path: Path, world: World) -> None:
+    run_ranks(make_config(max_steps=2, micro_batch_instances=1), 2)
     folder = tmp_path / "run" / "checkpoints" / "step0000002"
     index = read_index(folder)
     assert len(index.tensors) == 3 * len(dict(load_model_tensors(folder)))

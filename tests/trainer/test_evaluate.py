@@ -115,8 +115,8 @@ def test_bf16_is_near_fp32(tmp_path: Path, world: parallel.World, checkpoint: An
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_two_ranks_under_torchrun_write_what_one_writes(
-    tmp_path: Path, checkpoint: Any, make_mix: Any, make_documents: Any, run_trainer: Callable[..., str]
+def test_two_ranks_write_what_one_writes(
+    tmp_path: Path, checkpoint: Any, make_mix: Any, make_documents: Any, run_ranks: Callable[..., str]
 ) -> None:
     documents = make_documents(9)
     mix = make_mix(tmp_path / "web", documents)
@@ -131,7 +131,7 @@ def test_two_ranks_under_torchrun_write_what_one_writes(
         "threads": 1,
         "output": str(output),
     }
-    run_trainer(config, ranks=2, module="trainer.evaluate")
+    run_ranks(config, 2, module="trainer.evaluate")
     result = json.loads(output.read_text())["checkpoints"]["run"]["web"]
     nats, tokens = _brute_force(checkpoint[1], documents, LENGTH)
     assert result["tokens"] == tokens

@@ -33,7 +33,7 @@ STEPS = 50
     ids=["2 micro-batches", "4 micro-batches", "2 ranks", "4 ranks", "2x2", "2x2, sharded sums"],
 )
 def test_ranks_copies_and_micro_batches_leave_the_loss_curve_alone(
-    ranks: int, micro: int, settings: dict[str, Any], make_config: Any, world: World, tmp_path: Path, run_trainer: Any, read_metrics: Any
+    ranks: int, micro: int, settings: dict[str, Any], make_config: Any, world: World, tmp_path: Path, run_ranks: Any, read_metrics: Any
 ) -> None:
     # A batch of 8 leaves 2 micro-batches to each of 4 ranks.
     changes = {"max_steps": STEPS, "global_batch_instances": 8 if ranks == 4 else 4, "schedule.decay_steps": 60}
@@ -43,7 +43,7 @@ def test_ranks_copies_and_micro_batches_leave_the_loss_curve_alone(
     if ranks == 1:
         train(parse(TrainConfig, shared, "test"), world)
     else:
-        run_trainer(shared, ranks=ranks)
+        run_ranks(shared, ranks)
     one, many = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "run")
     assert len(one) == len(many) == STEPS
     for key in ("loss", "z_loss"):

@@ -148,13 +148,13 @@ def test_command_line_writes_a_soup_or_says_why_not(tmp_path: Path, save: Save, 
 
 
 def test_training_checkpoints_of_different_numbers_of_ranks_mix(
-    tmp_path: Path, make_config: Callable[..., dict[str, Any]], run_trainer: Callable[..., str]
+    tmp_path: Path, make_config: Callable[..., dict[str, Any]], run_ranks: Callable[..., str]
 ) -> None:
     folders = []
     for ranks in (1, 2):
         run = tmp_path / f"run-{ranks}"
         changes = {"run_folder": str(run), "max_steps": 1, "data.seed": ranks, "global_batch_instances": 2, "micro_batch_instances": 1}
-        run_trainer(make_config(**changes), ranks=ranks)
+        run_ranks(make_config(**changes), ranks)
         folders.append(str(run / json.loads((run / "done.json").read_text())["checkpoint"]))
     make_soup(SoupConfig(folders, str(tmp_path / "soup")))
     one, two = (dict(load_model_tensors(folder)) for folder in folders)
