@@ -30,6 +30,7 @@ def _serve() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(other, signal.SIGTERM)
         print(json.dumps(codes), flush=True)
+    os._exit(0)  # to take torch down in order takes a second
 
 
 def _fork(work: dict[str, Any], rank: int) -> int:
@@ -47,6 +48,7 @@ def _fork(work: dict[str, Any], rank: int) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.argv = [work["module"], *work["arguments"]]
+        sys.path.insert(0, work["folder"])  # as `python -m` does
         runpy.run_module(work["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:

@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(make_config
     assert train(config, world) == 0
 
 
-def test_whatever_fails_on_one_rank_ends_the_checkpoint_on_all(make_config: Any, launch: Any, tmp_path: Path) -> None:
+def test_whatever_fails_on_one_rank_ends_the_checkpoint_on_all(make_config: Any, run_ranks: Any, tmp_path: Path) -> None:
     """Not only what the disk says: the other rank must not wait for one that gave up."""
     (tmp_path / "faulty.py").write_text("""
 import sys
@@ -177,7 +177,7 @@ Saver._write_tensors = fail
 sys.exit(main(sys.argv[1:]))
 """)
     config = make_config(max_steps=100_000, micro_batch_instances=2, **{"checkpoint.every_steps": 2})
-    output, _ = launch(config, ranks=2, module="faulty").communicate(timeout=60)
+    output = run_ranks(config, 2, module="faulty", code=1)
     assert "step0000004 could not be written: ValueError: no such luck (host" in output and "rank 1); start again" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step0000002"]
 

@@ -94,11 +94,14 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default_only(make
     assert difference_on_restart(old, to_dict(_load(tmp_path, changed))) == "optimizer.decay_embeddings"
 
 
-def test_the_page_about_training_shows_a_config_that_loads(tmp_path: Path) -> None:
+def test_the_page_about_training_shows_configs_that_load(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    (tmp_path / "run.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
-    config = load_config(tmp_path / "run.yaml")
-    assert config.model == PRESETS["1b"] and config.parallel.compile
+    run, watched = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    for name, text in {"run": run, "watched": run + watched}.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        config = load_config(tmp_path / f"{name}.yaml")
+        assert config.model == PRESETS["1b"] and config.parallel.compile
+    assert config.metrics.energy and config.held_out and config.profile
 
 
 def test_reading_a_config_imports_no_torch() -> None:

@@ -68,7 +68,7 @@ def test_lines_tell_the_embedding_norm_and_the_largest_logit(make_config: Any, w
 
 
 def test_held_out_scores_are_the_evaluations_own_and_disturb_nothing(
-    make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path, read_metrics: Any, run_trainer: Any
+    make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path, read_metrics: Any, run_ranks: Any
 ) -> None:
     mixes = {
         "web": str(make_mix(tmp_path / "web", make_documents(9, seed=1))),
@@ -92,7 +92,7 @@ def test_held_out_scores_are_the_evaluations_own_and_disturb_nothing(
         "precision": "fp32",
     }
     expected = evaluate(parse(EvaluateConfig, {"checkpoints": checkpoints, **settings}, "test"), world)["checkpoints"]
-    run_trainer({**scored, "run_folder": str(tmp_path / "pair"), "micro_batch_instances": 2}, ranks=2)
+    run_ranks({**scored, "run_folder": str(tmp_path / "pair"), "micro_batch_instances": 2}, 2)
     for run in (lines, read_metrics(tmp_path / "pair")):
         for step, sources in expected.items():
             for name, score in sources.items():
@@ -138,7 +138,7 @@ def test_the_garbage_collector_runs_when_the_loop_says(make_config: Any, world: 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_loss_that_is_no_number_names_rank_step_and_instances(
-    ranks: int, make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path, run_trainer: Any, read_metrics: Any
+    ranks: int, make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path, run_ranks: Any, read_metrics: Any
 ) -> None:
     """A checkpoint's embedding of one id is made infinite; the id stands in one instance alone."""
     documents = make_documents(150, high=20)
@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_names_rank_step_and_instances(
             train(_config(data), world)
         told = str(error.value)
     else:
-        told = run_trainer(data, ranks=ranks, code=1)
+        told = run_ranks(data, ranks, code=1)
     assert f"the loss or gradient norm of step {step + 1} is no finite number" in told
     assert f"it came from rank {rank} (host {world.host}, device cpu), instances {bad} of {mix}" in told
     written = tmp_path / "run" / "bad-batches" / f"step{step + 1:07d}-rank{rank}.npy"
