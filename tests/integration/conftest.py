@@ -189,12 +189,13 @@ class Lab:
         assert done.returncode == 0, done.stderr + done.stdout
         return json.loads(done.stdout)
 
-    def end_to_end_here(self) -> dict:
-        """The same without the CLI and Prefect, in this process: what is made and reused does not depend on them."""
+    def mixes_here(self) -> dict:
+        """Everything up to the mixes, without the CLI and Prefect, in this process: what is made and reused does not depend on them."""
         config = load(self.file)
         pipeline = Pipeline(config, make_runner(config))
-        pipeline.end_to_end()
-        return asdict(RunSummary.of(pipeline, "end-to-end", "", 0.0))
+        pipeline.curate()
+        pipeline.mix_all()
+        return asdict(RunSummary.of(pipeline, "mix", "", 0.0))
 
     def records(self, step: str) -> list[Record]:
         return [Record.from_json(path.read_text()) for path in sorted(self.store.glob(f"shards/{step}/*/record.json"))]
