@@ -1,4 +1,4 @@
-"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`.
+"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`, `figure`.
 
 An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
 """
@@ -256,6 +256,28 @@ def report(recipe_file: RecipeFile, set_: Overrides = None, as_json: AsJson = Fa
 
     path = _report(load(recipe_file, set_))
     print(json.dumps({"report": path}) if as_json else path)
+
+
+@app.command()
+def figure(
+    figure_file: Annotated[Path, typer.Argument(metavar="FIGURE.yaml", help="One of deployments/figures/, or one like them.")],
+    mix: Annotated[str, typer.Option("--mix", help="A mix's name or id in the store, or the folder of a compiled mix.")],
+    into: Annotated[Path, typer.Option("--into", help="Folder for the runs and the figure; what it holds is reused.")],
+    store: StoreUrl = "store",
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay one of the report's Figures 3 to 10, small: its runs, its plot and its spike scores."""
+    from flows.figure import make
+    from flows.terminal import Terminal
+    from tasks.progress import ignore
+
+    if as_json:
+        print(json.dumps(make(figure_file, set_, mix, store, into, ignore, ignore)))
+        return
+    with Terminal(console) as terminal:
+        made = make(figure_file, set_, mix, store, into, terminal.line, terminal.progress)
+    console.print(f"figure: {made['page']}")
 
 
 if __name__ == "__main__":

@@ -212,14 +212,14 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path}: {explain(error)}") from error
 
 
-def explain(error: ValidationError) -> str:
-    """The first fault of a recipe as one sentence: its key, what is wrong, and what was perhaps meant."""
+def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:
+    """The first fault of a recipe (or another `model`) as one sentence: its key, what is wrong, and what was perhaps meant."""
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged-union"))]
     key = ".".join(parts) or "the recipe"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _all_keys(Recipe), n=1)
+        near = difflib.get_close_matches(parts[-1], _all_keys(model), n=1)
         return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "; remove it") + more
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {message}{more}" if parts else f"{message}{more}"

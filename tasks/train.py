@@ -106,7 +106,7 @@ class TrainJob:
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, task.name):
+        with locked(folder, task.name):
             if self.store.record(STEP.name, key) is not None:
                 return
             _forget_damaged_end(folder)
@@ -179,7 +179,7 @@ def _forget_damaged_end(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def locked(folder: Path, name: str) -> Iterator[None]:
     """Hold the run's folder; the kernel lets go of it when the process dies, however it dies."""
     with (folder / ".lock").open("w") as stream:
         try:

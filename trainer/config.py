@@ -120,12 +120,15 @@ class ParallelConfig:
         accumulate: gradients of a step's micro-batches. `whole`: a rank adds them up and reduces once, which takes 4 bytes a parameter (and
             2 to 4 for weights that stay between micro-batches); `sharded`: reduced after each micro-batch, for models too large for that.
         compile: torch.compile for each layer and for the loss; needs a C++ compiler on a CPU.
+        loss: `chunked` never holds all logits; `plain` does, and leaves everything to torch's own functions and autograd: to compare the
+            two (report, section 3.3.3 and Figure 8), and for small models only.
     """
 
     replicas: int = 1
     activation_checkpointing: Literal["none", "selected", "full"] = "none"
     accumulate: Literal["whole", "sharded"] = "whole"
     compile: bool = False
+    loss: Literal["chunked", "plain"] = "chunked"
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,13 @@ class TrainConfig:
 
 def load_config(path: str | Path) -> TrainConfig:
     """Read and check a run's config file (YAML or JSON). Raises TrainerError naming the file and the key at fault."""
-    config = parse(TrainConfig, read_yaml(path), str(path))
-    _check(config, str(path))
+    return checked(read_yaml(path), str(path))
+
+
+def checked(data: Any, source: str) -> TrainConfig:
+    """A run's config from a mapping. Raises TrainerError naming `source` and the key at fault."""
+    config = parse(TrainConfig, data, source)
+    _check(config, source)
     return config
 
 

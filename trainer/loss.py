@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Logits that exist at once. A chunk reads the head's weight twice and adds to its gradient once, so a chunk of few rows is bound by memory:
@@ -45,6 +46,15 @@ def next_token_loss(
         hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, exponentials or row_exponentials, gradients
     )
     return parts[:2].sum(), parts.detach()
+
+
+def plain_next_token_loss(hidden: Tensor, head: Tensor, ids: Tensor, kept: Tensor, divisor: int, z_loss: float) -> tuple[Tensor, Tensor]:
+    """What `next_token_loss` returns, of the same arguments, by torch's own functions over all logits at once, under autograd."""
+    logits = (hidden @ head.T)[:, :-1].float()
+    weights = kept.float() / divisor
+    nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+    parts = torch.stack([(nats.sum(1) * weights).sum(), z_loss * (logits.logsumexp(-1).square().sum(1) * weights).sum()])
+    return parts.sum(), parts.detach()
 
 
 def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from trainer.config import ParallelConfig
 from trainer.errors import TrainerError
-from trainer.loss import Exponentials, next_token_loss, row_exponentials
+from trainer.loss import Exponentials, next_token_loss, plain_next_token_loss, row_exponentials
 
 # Longer than any step or checkpoint write should take; a rank that died silently ends the others after it.
 _TIMEOUT = timedelta(minutes=30)
@@ -103,9 +103,12 @@ class TrainedOlmo2(Olmo2):
     """An OLMo 2 model with the training loss as a second forward method, so that FSDP gathers the head's weight for it as for any other."""
 
     _exponentials: Exponentials | None = None
+    plain_loss = False
 
     def loss(self, ids: Tensor, kept: Tensor, divisor: int, z_loss: float) -> tuple[Tensor, Tensor]:
         """See `trainer.loss.next_token_loss`; `ids` is of shape (instances, L)."""
+        if self.plain_loss:
+            return plain_next_token_loss(self.model(ids), self.lm_head.weight, ids, kept, divisor, z_loss)
         return next_token_loss(self.model(ids), self.lm_head.weight, ids, kept, divisor, z_loss, self._exponentials)
 
     def compile_parts(self) -> None:
@@ -137,6 +140,7 @@ def build_model(config: ModelConfig, world: World, precision: str, seed: int, se
     settings = settings or ParallelConfig()
     with torch.device("meta"):
         model = TrainedOlmo2(config)
+    model.plain_loss = settings.loss == "plain"
     if settings.activation_checkpointing != "none":
         model.checkpoint_activations(selected=settings.activation_checkpointing == "selected")
     if settings.compile:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.loss import next_token_loss
+from trainer.loss import next_token_loss, plain_next_token_loss
 
 Z_LOSS = 0.01
 WIDTH, VOCABULARY = 6, 11
@@ -92,3 +92,11 @@ def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPat
         loss, _ = next_token_loss(hidden, head, ids, kept, 21, Z_LOSS)
         loss.backward()
     assert 5 in seen and max(rows for rows in seen if rows != WIDTH) == 5  # WIDTH: the head itself, transposed
+
+
+def test_the_plain_loss_of_figure_8_equals_the_chunked_one_in_value_and_gradients() -> None:
+    hidden, head, ids, kept = _case()
+    found = [form(hidden, head, ids, kept, 21, Z_LOSS) for form in (plain_next_token_loss, next_token_loss)]
+    torch.testing.assert_close(*found)
+    gradients = [torch.autograd.grad(loss, (hidden, head)) for loss, _ in found]
+    torch.testing.assert_close(*gradients)
