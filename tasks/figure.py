@@ -25,6 +25,7 @@ from tasks.launch import LauncherConfig, launch
 from tasks.progress import Progress, Watch
 from tasks.train import RunProgress, locked
 from trainer.config import TrainConfig, checked, parse
+from trainer.data import Mix, check_fit
 from trainer.errors import TrainerError
 from trainer.spikes import spike_score
 
@@ -131,7 +132,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def _train(figure: Figure, text: Text, folder: Path, source: str, tell: Tell, watch: Watch) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    for name, config in figure.train_configs(text, source).items():
+    configs = figure.train_configs(text, source)
+    with _as_recipe_errors():
+        for config in configs.values():
+            check_fit(Mix(text.folder, text.files), config, figure.launcher.processes)
+    for name, config in configs.items():
         run = folder / "runs" / _key([_what(config), text.identity])
         run.mkdir(parents=True, exist_ok=True)
         with locked(run, f"figure {figure.figure}: {name}"):
@@ -140,16 +145,16 @@ def _train(figure: Figure, text: Text, folder: Path, source: str, tell: Tell, wa
                 progress = RunProgress(run / "metrics.jsonl", name, steps, watch)
                 launch("trainer", {**asdict(config), "run_folder": str(run)}, run, figure.launcher, progress)
         lines = metrics(run)
-        result = {
+        scores = {metric: spike_score(line[metric] for line in lines) for metric in SCORED}
+        results[name] = result = {
             "changes": figure.variants[name],
             "run": str(run.relative_to(folder)),
             "steps": len(lines),
             "last_loss": fmean(line["loss"] for line in lines[-max(1, len(lines) // _LAST) :]),
-            "spike_scores": {metric: spike_score(line[metric] for line in lines) for metric in SCORED},
+            "spike_scores": scores,
         }
-        scores = ", ".join(f"{metric.replace('_', ' ')} {score:.3f}" for metric, score in result["spike_scores"].items())
-        tell(f"{name:<32}  {len(lines):,} steps, last loss {result['last_loss']:.3f}, spike score in percent: {scores}")
-        results[name] = result
+        told = ", ".join(f"{metric.replace('_', ' ')} {score:.3f}" for metric, score in scores.items())
+        tell(f"{name:<32}  {len(lines):,} steps, last loss {result['last_loss']:.3f}, spike score in percent: {told}")
     return results
 
 
@@ -158,7 +163,12 @@ def _initialise(figure: Figure, text: Text, folder: Path, source: str, tell: Tel
     widths = figure.initialisation.widths
     models = figure.models(text, source)
     flat = {_key(asdict(model)): asdict(model) for by_width in models.values() for model in by_width.values()}
-    settings = {"documents": figure.initialisation.documents, "seed": figure.initialisation.seed, "mix": str(text.folder), "files": str(text.files)}
+    settings = {
+        "documents": figure.initialisation.documents,
+        "seed": figure.initialisation.seed,
+        "mix": str(text.folder),
+        "files": str(text.files),
+    }
     run = folder / "runs" / _key([settings["documents"], settings["seed"], text.identity])
     run.mkdir(parents=True, exist_ok=True)
     output = run / "growth.json"
@@ -177,11 +187,11 @@ def _initialise(figure: Figure, text: Text, folder: Path, source: str, tell: Tel
     for name, by_width in models.items():
         measured = {str(width): found[_key(asdict(model))] for width, model in by_width.items()}
         roots = [width**0.5 for width in widths]
-        correlations = {
-            kind: correlation(roots, [measured[str(width)][kind]["last"] for width in widths]) for kind in MEASURED
-        }
+        correlations = {kind: correlation(roots, [measured[str(width)][kind]["last"] for width in widths]) for kind in MEASURED}
         results[name] = {"changes": figure.variants[name], "widths": measured, "correlation_with_root_width": correlations}
-        exponents = ", ".join(f"{measured[str(w)]['activations']['exponent']:+.3f}/{measured[str(w)]['gradients']['exponent']:+.3f}" for w in widths)
+        exponents = ", ".join(
+            f"{measured[str(w)]['activations']['exponent']:+.3f}/{measured[str(w)]['gradients']['exponent']:+.3f}" for w in widths
+        )
         tell(f"{name:<32}  growth exponents of activations/gradients at widths {', '.join(map(str, widths))}: {exponents}")
     return results
 

@@ -88,7 +88,10 @@ def plant_repetitions(text: Text, share: float, seed: int, folder: Path) -> Text
     tokens = mix.instances * length + planted.size
     np.save(folder / "extents.npy", np.concatenate([extents, np.array([[len(paths) - 1, 0, planted.size, tokens]], np.int64)]))
     header = {**mix.header, "tokens": tokens, "instances": tokens // length, "files": [*mix.header["files"], "repetitions.npy"]}
-    header |= {"documents": len(extents) + len(planted), "sources": [*mix.header["sources"], {"name": "repetitions", "tokens": planted.size}]}
+    header |= {
+        "documents": len(extents) + len(planted),
+        "sources": [*mix.header["sources"], {"name": "repetitions", "tokens": planted.size}],
+    }
     (folder / "mix.json").write_text(json.dumps(header, indent=1))
     (folder / "files.json").write_text(json.dumps(paths))
     return _opened(folder, folder / "files.json")

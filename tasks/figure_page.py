@@ -47,7 +47,12 @@ def _curves(result: dict[str, Any], folder: Path) -> list[Markup]:
     for curve in result["curves"]:
         title, log = _CURVES[curve]
         drawn = [
-            Line(name, finite_points([line["step"] for line in run], [line.get(curve) for line in run]), colour, noisy=curve != "embedding_norm")
+            Line(
+                name,
+                finite_points([line["step"] for line in run], [line.get(curve) for line in run]),
+                colour,
+                noisy=curve != "embedding_norm",
+            )
             for colour, (name, run) in enumerate(lines.items())
         ]
         charts.append(line_chart(title, drawn, "steps", log, _WIDTH, _HEIGHT))
@@ -61,7 +66,9 @@ def _growth(result: dict[str, Any]) -> list[Markup]:
         lines = []
         for colour, (name, variant) in enumerate(result["variants"].items()):
             widths = {int(width): found[kind] for width, found in variant["widths"].items()}
-            points = [(float(w), found["exponent"]) if result["shows"] == "exponents" else (w**0.5, found["last"]) for w, found in widths.items()]
+            points = [
+                (float(w), found["exponent"]) if result["shows"] == "exponents" else (w**0.5, found["last"]) for w, found in widths.items()
+            ]
             lines.append(Line(name, points, colour))
         if result["shows"] == "exponents":
             charts.append(line_chart(f"Growth exponent of the {kind}", lines, "d_model", False, _WIDTH, _HEIGHT))

@@ -50,11 +50,11 @@ def next_token_loss(
 
 def plain_next_token_loss(hidden: Tensor, head: Tensor, ids: Tensor, kept: Tensor, divisor: int, z_loss: float) -> tuple[Tensor, Tensor]:
     """What `next_token_loss` returns, of the same arguments, by torch's own functions over all logits at once, under autograd."""
-    logits = (hidden @ head.T)[:, :-1].float()
-    weights = kept.float() / divisor
-    nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-    parts = torch.stack([(nats.sum(1) * weights).sum(), z_loss * (logits.logsumexp(-1).square().sum(1) * weights).sum()])
-    return parts.sum(), parts.detach()
+    logits, weights = (hidden @ head.T).float(), kept.float() / divisor
+    before = logits[:, :-1]
+    nats = F.cross_entropy(before.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+    parts = torch.stack([(nats.sum(1) * weights).sum(), z_loss * (before.logsumexp(-1).square().sum(1) * weights).sum(), logits.amax()])
+    return parts[:2].sum(), parts.detach()
 
 
 def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
