@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from olmo_model.config import ModelConfig
-from tasks.errors import RecipeError
+from tasks.errors import RecipeError, UserError
 from tasks.figure_mix import Text, plant_repetitions
 from tasks.launch import LauncherConfig, launch
 from tasks.progress import Progress, Watch
@@ -140,22 +140,33 @@ def _train(figure: Figure, text: Text, folder: Path, source: str, tell: Tell, wa
         run = folder / "runs" / _key([_what(config), text.identity])
         run.mkdir(parents=True, exist_ok=True)
         with locked(run, f"figure {figure.figure}: {name}"):
-            if not (run / "done.json").exists():
+            if not (run / "done.json").exists() and not _diverged(run):
                 steps = config.max_steps or text.header["instances"] // config.global_batch_instances
                 progress = RunProgress(run / "metrics.jsonl", name, steps, watch)
-                launch("trainer", {**asdict(config), "run_folder": str(run)}, run, figure.launcher, progress)
+                try:
+                    launch("trainer", {**asdict(config), "run_folder": str(run)}, run, figure.launcher, progress)
+                except UserError:
+                    if not _diverged(run):
+                        raise
         lines = metrics(run)
         scores = {metric: spike_score(line[metric] for line in lines) for metric in SCORED}
         results[name] = result = {
             "changes": figure.variants[name],
             "run": str(run.relative_to(folder)),
             "steps": len(lines),
+            "diverged": _diverged(run),
             "last_loss": fmean(line["loss"] for line in lines[-max(1, len(lines) // _LAST) :]),
             "spike_scores": scores,
         }
         told = ", ".join(f"{metric.replace('_', ' ')} {score:.3f}" for metric, score in scores.items())
-        tell(f"{name:<32}  {len(lines):,} steps, last loss {result['last_loss']:.3f}, spike score in percent: {told}")
+        end = " until it diverged" if result["diverged"] else ""
+        tell(f"{name:<32}  {len(lines):,} steps{end}, last loss {result['last_loss']:.3f}, spike score in percent: {told}")
     return results
+
+
+def _diverged(run: Path) -> bool:
+    """Whether a run ended with a loss or gradient norm that is no number: the trainer then writes the batch. For a figure that is a result."""
+    return (run / "bad-batches").exists() and (run / "metrics.jsonl").stat().st_size > 0
 
 
 def _initialise(figure: Figure, text: Text, folder: Path, source: str, tell: Tell, watch: Watch) -> dict[str, Any]:

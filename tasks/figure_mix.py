@@ -17,6 +17,7 @@ from trainer.data import Mix
 from trainer.errors import TrainerError
 
 REPEATS, LONGEST_NGRAM = 32, 13  # what counts as a repetition (report, section 3.1)
+PLANTED = "repetitions.npy"
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,20 @@ def plant_repetitions(text: Text, share: float, seed: int, folder: Path) -> Text
     length = mix.sequence_length
     if length < REPEATS:
         raise UserError(f"the mix {text.folder} has instances of {length} tokens; {REPEATS} repetitions need at least {REPEATS}")
-    random = np.random.default_rng(seed)
-    planted = np.stack([_planted(mix, random) for _ in range(max(1, round(mix.instances * share / (1 - share))))])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "repetitions.npy").write_bytes(planted.astype("<u4").tobytes())
-    paths = [*json.loads(text.files.read_text()), str(folder / "repetitions.npy")]
-    extents = _cut(np.load(text.folder / "extents.npy"), mix.instances * length)
-    tokens = mix.instances * length + planted.size
-    np.save(folder / "extents.npy", np.concatenate([extents, np.array([[len(paths) - 1, 0, planted.size, tokens]], np.int64)]))
-    header = {**mix.header, "tokens": tokens, "instances": tokens // length, "files": [*mix.header["files"], "repetitions.npy"]}
-    header |= {
-        "documents": len(extents) + len(planted),
-        "sources": [*mix.header["sources"], {"name": "repetitions", "tokens": planted.size}],
-    }
-    (folder / "mix.json").write_text(json.dumps(header, indent=1))
+    paths = [*json.loads(text.files.read_text()), str(folder / PLANTED)]
     (folder / "files.json").write_text(json.dumps(paths))
+    if not (folder / "mix.json").exists():  # else another figure may be reading it
+        random = np.random.default_rng(seed)
+        planted = np.stack([_planted(mix, random) for _ in range(max(1, round(mix.instances * share / (1 - share))))])
+        (folder / PLANTED).write_bytes(planted.astype("<u4").tobytes())
+        extents = _cut(np.load(text.folder / "extents.npy"), mix.instances * length)
+        tokens = mix.instances * length + planted.size
+        np.save(folder / "extents.npy", np.concatenate([extents, np.array([[len(paths) - 1, 0, planted.size, tokens]], np.int64)]))
+        header = {**mix.header, "tokens": tokens, "instances": tokens // length, "documents": len(extents) + len(planted)}
+        header["files"] = [*mix.header["files"], PLANTED]
+        header["sources"] = [*mix.header["sources"], {"name": "repetitions", "tokens": planted.size}]
+        (folder / "mix.json").write_text(json.dumps(header, indent=1))
     return _opened(folder, folder / "files.json")
 
 

@@ -78,7 +78,7 @@ def _growth(result: dict[str, Any]) -> list[Markup]:
 
 
 def _note(result: dict[str, Any]) -> str:
-    steps = min(variant["steps"] for variant in result["variants"].values())
+    steps = max(variant["steps"] for variant in result["variants"].values())
     if steps > WINDOW:
         return ""
     return (

@@ -77,12 +77,18 @@ def spikes(values):
 
 
 def test_a_figure_trains_its_variants_once_and_ends_in_its_plot_and_spike_scores(figure, tmp_path):
-    keys = {**ABOUT, "training": BASE, "variants": VARIANTS, "launcher": LAUNCHER, "curves": ["grad_norm", "embedding_norm"]}
+    variants = {**VARIANTS, "too fast": {"optimizer.learning_rate": 1e30}}
+    keys = {**ABOUT, "training": BASE, "variants": variants, "launcher": LAUNCHER, "curves": ["grad_norm", "embedding_norm"]}
     assert figure(keys).exit_code == 0
     made = json.loads((tmp_path / "figures/figure-x.json").read_text())
     runs = {name: tmp_path / "figures" / variant["run"] for name, variant in made["variants"].items()}
     eps = {name: json.loads((run / "config.json").read_text())["optimizer"]["eps"] for name, run in runs.items()}
-    assert eps == {"epsilon 1e-8": 1e-8, "epsilon 1e-5": 1e-5}
+    assert eps == {"epsilon 1e-8": 1e-8, "epsilon 1e-5": 1e-5, "too fast": 1e-8}
+    assert {name: (variant["steps"], variant["diverged"]) for name, variant in made["variants"].items() if name != "too fast"} == {
+        "epsilon 1e-8": (STEPS, False),
+        "epsilon 1e-5": (STEPS, False),
+    }
+    assert made["variants"]["too fast"]["diverged"] and 0 < made["variants"]["too fast"]["steps"] < 10
 
     lines = [json.loads(line) for line in (runs["epsilon 1e-5"] / "metrics.jsonl").read_text().splitlines()]
     lines[110]["grad_norm"] = 1e4  # a spike, so that the score is not 0
