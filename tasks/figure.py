@@ -24,9 +24,10 @@ from tasks.figure_mix import Text, plant_repetitions
 from tasks.launch import LauncherConfig, launch
 from tasks.progress import Progress, Watch
 from tasks.train import RunProgress, locked
-from trainer.config import TrainConfig, checked, parse
+from trainer.config import TrainConfig, checked
 from trainer.data import Mix, check_fit
 from trainer.errors import TrainerError
+from trainer.parsing import parse
 from trainer.spikes import spike_score
 
 SCORED = ("loss", "grad_norm")  # whose spike scores the report gives

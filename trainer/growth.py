@@ -20,9 +20,9 @@ from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from trainer import parallel
 from trainer.checkpoint import write_json
-from trainer.config import parse, read_yaml
 from trainer.data import Mix, permute
 from trainer.errors import TrainerError
+from trainer.parsing import parse, read_yaml
 
 
 @dataclass(frozen=True)
