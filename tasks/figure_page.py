@@ -18,7 +18,7 @@ _CURVES = {  # title, whether on a logarithmic axis
     "loss": ("Training loss", False),
     "z_loss": ("z-loss, weighted", True),
     "grad_norm": ("L2 norm of the gradient, before clipping", True),
-    "embedding_norm": ("Norm of the input embedding", False),
+    "embedding_norm": ("Mean norm of the input embedding's vectors", False),
 }
 _WIDTH, _HEIGHT = 1120, 300
 
