@@ -16,7 +16,7 @@ from trainer.spikes import WINDOW
 _HERE = Path(__file__).parent
 _CURVES = {  # title, whether on a logarithmic axis
     "loss": ("Training loss", False),
-    "z_loss": ("z-loss, weighted", True),
+    "z_loss": ("z-loss, weighted", False),
     "grad_norm": ("L2 norm of the gradient, before clipping", True),
     "embedding_norm": ("Mean norm of the input embedding's vectors", False),
 }
