@@ -120,15 +120,12 @@ class ParallelConfig:
         accumulate: gradients of a step's micro-batches. `whole`: a rank adds them up and reduces once, which takes 4 bytes a parameter (and
             2 to 4 for weights that stay between micro-batches); `sharded`: reduced after each micro-batch, for models too large for that.
         compile: torch.compile for each layer and for the loss; needs a C++ compiler on a CPU.
-        loss: `chunked` never holds all logits; `plain` does, and leaves everything to torch's own functions and autograd: to compare the
-            two (report, section 3.3.3 and Figure 8), and for small models only.
     """
 
     replicas: int = 1
     activation_checkpointing: Literal["none", "selected", "full"] = "none"
     accumulate: Literal["whole", "sharded"] = "whole"
     compile: bool = False
-    loss: Literal["chunked", "plain"] = "chunked"
 
 
 @dataclass(frozen=True)
@@ -207,6 +204,8 @@ class TrainConfig:
         seed: of the initial weights.
         run_folder: what the run writes; all ranks must see it. A run that finds checkpoints there goes on from the newest whole one.
         precision: of the matrix products; master weights, optimizer and reductions are fp32 either way.
+        loss: `chunked` never holds all logits; `plain` does, and leaves everything to torch's own functions and autograd: for small models
+            only, to compare the two (report, section 3.3.3 and Figure 8).
         threads: CPU threads a rank; None: torch's own choice.
         deterministic: refuse operations whose result may differ from run to run.
         held_out: score the model on held-out text while it is trained.
@@ -231,6 +230,7 @@ class TrainConfig:
     profile: ProfileConfig | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "bf16"
+    loss: Literal["chunked", "plain"] = "chunked"
     threads: int | None = None
     deterministic: bool = False
 

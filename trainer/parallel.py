@@ -140,7 +140,6 @@ def build_model(config: ModelConfig, world: World, precision: str, seed: int, se
     settings = settings or ParallelConfig()
     with torch.device("meta"):
         model = TrainedOlmo2(config)
-    model.plain_loss = settings.loss == "plain"
     if settings.activation_checkpointing != "none":
         model.checkpoint_activations(selected=settings.activation_checkpointing == "selected")
     if settings.compile:

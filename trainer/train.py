@@ -156,6 +156,7 @@ def prepare(config: TrainConfig, world: World) -> Run:
     health.check(config.model, world, config.parallel.replicas)
     torch.manual_seed(config.seed)
     model = parallel.build_model(config.model, world, config.precision, config.seed, config.parallel)
+    model.plain_loss = config.loss == "plain"
     optimizer = optim.make_optimizer(model, config.optimizer)
     skip_step = SkipStep(config.optimizer.skip_step, world.device) if config.optimizer.skip_step else None
     steps = config.max_steps or loader.batches_per_epoch

@@ -80,17 +80,6 @@ def test_checkpointing_and_compilation_keep_gradients_and_names(
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 if precision == "fp32" else 1e-4, msg=name)
 
 
-def test_the_plain_loss_is_used_where_asked_for_and_gives_the_same_gradients(
-    model_dict: dict, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ModelConfig(**model_dict)
-    expected = _gradients(config, world, "fp32", ParallelConfig())
-    monkeypatch.delattr(parallel, "next_token_loss")
-    found = _gradients(config, world, "fp32", ParallelConfig(loss="plain"))
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-
-
 def _flops(model: parallel.TrainedOlmo2) -> int:
     """Of the matrix products and attention that a step really runs."""
     with FlopCounterMode(display=False) as counter:

@@ -144,6 +144,17 @@ def _too_high(steps: list[tuple[float, float, float]]) -> bool:
     return any(now > statistics.fmean(values) + 0.5 * statistics.stdev(values) for values, now in series)
 
 
+def test_the_plain_loss_is_used_where_asked_for_and_trains_the_same(
+    make_config: Any, world: World, tmp_path: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(_config(make_config(max_steps=3)), world)
+    monkeypatch.delattr("trainer.parallel.next_token_loss")
+    train(_config(make_config(max_steps=3, loss="plain", run_folder=str(tmp_path / "plain"))), world)
+    chunked, plain = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "plain")
+    for key in ("loss", "z_loss", "grad_norm", "largest_logit"):
+        assert _column(plain, key) == pytest.approx(_column(chunked, key), rel=1e-5)
+
+
 def test_a_skipped_step_changes_neither_weights_nor_moments_nor_the_optimizers_count(
     make_config: Any, world: World, read_metrics: Any
 ) -> None:
