@@ -39,10 +39,13 @@ def find(named: str, url: str, into: Path) -> Text:
     if (Path(named) / "mix.json").exists():
         return _in_folder(Path(named).resolve(), into)
     store = Store(url)
-    mixes = [each for each in store.manifests() if each["step"] == "mix" and (each["name"] == named or each["id"].startswith(named))]
-    if not mixes:
+    mixes = [each for each in store.manifests() if each["step"] == "mix"]
+    found = [each for each in mixes if each["name"] == named] or [each for each in mixes if each["id"].startswith(named)]
+    if not found:
         raise UserError(f"{named} is neither a folder with a mix.json nor a mix of the store {url}; `olmoflow ls` lists the mixes")
-    newest = max(mixes, key=lambda each: each["created"])
+    if len({each["name"] for each in found}) > 1:
+        raise UserError(f"{len(found)} mixes of the store {url} have an id that begins with {named}; `olmoflow ls` lists them")
+    newest = max(found, key=lambda each: each["created"])
     header = input_files(store, ShardRef("mix", newest["shards"][0]))["mix.json"]
     return _opened(header.parent, write_files(store, json.loads(header.read_text()), into / f"{newest['id']}.json", header.parent))
 

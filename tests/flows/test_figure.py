@@ -1,6 +1,7 @@
 """`olmoflow figure`: the report's figures again, small."""
 
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -18,6 +19,7 @@ from olmo_model.init import init_weights
 from olmo_model.model import Olmo2
 from tasks.errors import RecipeError, UserError
 from tasks.figure_mix import Text, find, plant_repetitions
+from tasks.store import Attempt, Books, Store
 from trainer.data import Mix, permute
 from trainer.repetition import repeated_documents
 
@@ -164,6 +166,27 @@ def test_a_wrong_figure_is_one_sentence_before_anything_runs(figure, changes, wo
     error = figure({**ABOUT, "training": BASE, "variants": VARIANTS, "launcher": LAUNCHER, **changes}).exception
     assert isinstance(error, RecipeError) and words in str(error) and "\n" not in str(error)
     assert not list(tmp_path.glob("figures/runs/*"))
+
+
+def test_a_mix_of_the_store_goes_by_name_or_id_and_the_newest_of_a_name_is_taken(mix, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    tokens = Attempt(store, "tokenize", "t", "web")
+    shutil.copy(mix / "tokens.npy", tokens.folder)
+    tokens.commit(Books(), 0)
+    for key, name, day in (("a", "pretraining", 1), ("b", "pretraining", 2), ("c", "dolmino", 3)):
+        attempt = Attempt(store, "mix", key, name)
+        shutil.copy(mix / "extents.npy", attempt.folder)
+        header = {**json.loads((mix / "mix.json").read_text()), "kind": "scattered", "files": ["tokenize/t/tokens.npy"]}
+        (attempt.folder / "mix.json").write_text(json.dumps(header))
+        attempt.commit(Books(), 0)
+        manifest = {"id": f"mix-{key}1", "step": "mix", "name": name, "created": f"2026-01-0{day}", "shards": [key]}
+        store.replace(f"artifacts/mix/mix-{key}1.json", json.dumps(manifest))
+    for named, key in (("pretraining", "b"), ("dolmino", "c"), ("mix-a", "a")):
+        found = find(named, store.url, tmp_path / "into")
+        assert found.folder.parent.name == key
+        assert (Mix(found.folder, found.files).instance(3) == Mix(mix).instance(3)).all()
+    with pytest.raises(UserError, match=r"3 mixes of the store .* have an id that begins with mix-"):
+        find("mix-", store.url, tmp_path / "into")
 
 
 def test_a_mix_that_is_not_there_is_named(figure):
