@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +32,44 @@ def run_script(command: list[str], cores: int = 1, environment: dict[str, str] |
 
     Raises SystemExit with the script's own words where it fails.
     """
-    threads = {name: str(cores) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
-    allowed = sorted(os.sched_getaffinity(0))[:cores]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **threads, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
-    )
+    process = _start(command, cores, environment, subprocess.PIPE)
     peak = _PeakOf(process.pid)
     out, err = process.communicate()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{out[-2000:]}\n{err[-4000:]}")
     return Run(json.loads(out.strip().splitlines()[-1]), peak.stop())
+
+
+def run_until(command: list[str], said: Callable[[], dict[str, Any] | None], log: Path, cores: int | None = 1) -> Run:
+    """Run a command on the first `cores` cores (None: as it likes) until `said` returns something, which stands in for its last line, and kill it then.
+
+    What it prints goes to `log`. Raises SystemExit with the end of that where the command ends before.
+    """
+    with log.open("w") as out:
+        process = _start(command, cores, None, out)
+    peak = _PeakOf(process.pid)
+    try:
+        while (found := said()) is None:
+            if process.poll() is not None:
+                raise SystemExit(f"{' '.join(command)} ended:\n{log.read_text()[-4000:]}")
+            time.sleep(0.05)
+        return Run(found, peak.stop())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _start(command: list[str], cores: int | None, environment: dict[str, str] | None, out: Any) -> subprocess.Popen[str]:
+    threads = {name: str(cores) for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS") if cores} | {"TOKENIZERS_PARALLELISM": "false"}
+    allowed = sorted(os.sched_getaffinity(0))[:cores]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **threads, **(environment or {})},
+        stdout=out,
+        stderr=subprocess.PIPE if out is subprocess.PIPE else subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed),
+    )
 
 
 class _PeakOf:
@@ -151,6 +175,12 @@ def machine() -> dict[str, Any]:
         "processor": model[0] if model else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30),
-        "gpu": None,
+        "gpu": _gpu(),
         "python": platform.python_version(),
     }
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

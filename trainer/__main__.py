@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainer.config import load_config
 from trainer.errors import TrainerError
-from trainer.process import die_with_torchrun
+from trainer.process import die_with_torchrun, keep_freed_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
         from trainer.train import train
 
         world = parallel.start(config.device, config.threads, config.deterministic)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         code = train(config, world)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Logits that exist at once. A chunk reads the head's weight twice and adds to its gradient once, so a chunk of few rows is bound by memory:
-# a GPU wants thousands of rows (512 MiB of bf16 logits); on a CPU 320 rows of the largest vocabulary (128 MiB in fp32) cost as much as all.
-_CHUNK_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 25}
+# a GPU wants thousands of rows (512 MiB of bf16 logits); on a CPU 160 rows of the largest vocabulary (64 MiB in fp32) cost as much as all.
+_CHUNK_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 24}
+# A CPU's cache holds so many logits: read from there, all passes over them but the first cost half.
+_CACHED_ELEMENTS = 1 << 18
 
-Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Exponentials = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def next_token_loss(
@@ -43,7 +45,7 @@ def next_token_loss(
     weights[:, -1] = 0  # the last position's next token lies in another instance
     gradients = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
     parts = _HeadLoss.apply(
-        hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, exponentials or row_exponentials, gradients
+        hidden.flatten(0, 1), head, targets.flatten(), weights.flatten(), z_loss, exponentials or cached_row_exponentials, gradients
     )
     return parts[:2].sum(), parts.detach()
 
@@ -57,12 +59,23 @@ def plain_next_token_loss(hidden: Tensor, head: Tensor, ids: Tensor, kept: Tenso
     return parts[:2].sum(), parts.detach()
 
 
-def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(logit - its row's maximum) in the logits' dtype, whose memory it may take; the rows' sums of it, and their logsumexp, in fp32."""
+def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes exp(logit - its row's maximum) over the logits; returns the rows' sums of it and their logsumexp, in fp32."""
     largest = logits.amax(dim=1, keepdim=True)
     wide = logits.sub_(largest).exp_() if logits.dtype == torch.float32 else (logits.float() - largest.float()).exp()
+    if wide is not logits:
+        logits.copy_(wide)
     sums = wide.sum(dim=1)
-    return wide.to(logits.dtype), sums, sums.log() + largest[:, 0].float()
+    return sums, sums.log() + largest[:, 0].float()
+
+
+def cached_row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`row_exponentials` of a few rows at a time on a CPU."""
+    if logits.device.type != "cpu":
+        return row_exponentials(logits)
+    parts = [row_exponentials(rows) for rows in logits.split(max(1, _CACHED_ELEMENTS // logits.shape[1]))]
+    sums, normalisers = zip(*parts, strict=True)
+    return torch.cat(sums), torch.cat(normalisers)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -83,13 +96,15 @@ class _HeadLoss(torch.autograd.Function):
         parts[2] = -math.inf
         hidden_gradient = torch.empty_like(hidden) if gradients else None
         head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if gradients else None
-        rows = max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 25) // len(head))
+        rows = min(len(hidden), max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 24) // len(head)))
+        # One for all chunks: memory that is new costs a CPU as much as half a product.
+        buffer = torch.empty(rows, len(head), dtype=hidden.dtype, device=hidden.device)
         for start in range(0, len(hidden), rows):
             states, target, weight = (each[start : start + rows] for each in (hidden, targets, weights))
-            logits = states @ head.T
+            logits = torch.mm(states, head.T, out=buffer[: len(states)])
             at_target = logits.gather(1, target[:, None])[:, 0].float()
-            shares, sums, normaliser = exponentials(logits)
-            del logits
+            sums, normaliser = exponentials(logits)
+            shares = logits  # what they are now
             parts[0] += ((normaliser - at_target) * weight).sum()
             parts[1] += z_loss * (normaliser.square() * weight).sum()
             parts[2] = torch.maximum(parts[2], (normaliser - sums.log()).amax())

@@ -145,18 +145,24 @@ def build_model(config: ModelConfig, world: World, precision: str, seed: int, se
     if settings.compile:
         model.compile_parts()
     mesh = _mesh(world, settings.replicas)
+    if world.size > 1 or precision == "bf16":
+        _shard(model, mesh, precision, world)
+    model.to_empty(device=world.device)
+    init_weights(model, seed)
+    return model
+
+
+def _shard(model: TrainedOlmo2, mesh: DeviceMesh, precision: str, world: World) -> None:
+    """A single rank has nothing to share, but FSDP also keeps its bf16 copies; in fp32 it would only copy weights and gradients."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model, "loss")
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, FSDPModule) and world.size > 1:  # a factor would cost a single rank a copy of the gradients
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
-    model.to_empty(device=world.device)
-    init_weights(model, seed)
-    return model
 
 
 def _mesh(world: World, replicas: int) -> DeviceMesh:
@@ -172,7 +178,8 @@ def begin_micro_batch(model: TrainedOlmo2, last: bool, accumulate: str) -> None:
 
     `accumulate` as in `ParallelConfig`; with `sharded`, copies of the model still exchange gradients only once.
     """
-    assert isinstance(model, FSDPModule)
+    if not isinstance(model, FSDPModule):
+        return
     model.set_is_last_backward(last)
     if accumulate == "whole":
         model.set_requires_gradient_sync(last)

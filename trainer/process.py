@@ -1,4 +1,4 @@
-"""What a rank owes to the process that started it."""
+"""What a rank asks of the system: to end with the process that started it, and to keep its memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def die_with_torchrun() -> None:
@@ -17,3 +18,15 @@ def die_with_torchrun() -> None:
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def keep_freed_memory() -> None:
+    """Ask the C library to use freed memory again instead of giving it back, as an allocator for GPUs does. glibc only; else nothing.
+
+    A training step frees and takes the same large tensors again and again. On a CPU their pages would be cleared anew each time, which
+    took a tenth of a small model's step.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from olmo_model.config import ModelConfig
@@ -59,7 +60,8 @@ def _gradients(config: ModelConfig, world: World, precision: str, settings: Para
         parallel.begin_micro_batch(model, number == 1, settings.accumulate)
         loss, _ = model.loss(part, torch.tensor([True, number == 1]), 124, 1e-3)
         loss.backward()
-    return {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gradients.items()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
