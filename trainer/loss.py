@@ -16,7 +16,7 @@ _CHUNK_ELEMENTS = {"cuda": 1 << 28, "cpu": 1 << 24}
 # A CPU's cache holds so many logits: read from there, all passes over them but the first cost half.
 _CACHED_ELEMENTS = 1 << 18
 
-Exponentials = Callable[[Tensor], tuple[Tensor, Tensor]]
+Exponentials = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def next_token_loss(
@@ -59,23 +59,22 @@ def plain_next_token_loss(hidden: Tensor, head: Tensor, ids: Tensor, kept: Tenso
     return parts[:2].sum(), parts.detach()
 
 
-def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes exp(logit - its row's maximum) over the logits; returns the rows' sums of it and their logsumexp, in fp32."""
+def row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(logit - its row's maximum) in the logits' dtype, where that is fp32 written over them; the rows' sums of it, and their logsumexp,
+    in fp32."""
     largest = logits.amax(dim=1, keepdim=True)
     wide = logits.sub_(largest).exp_() if logits.dtype == torch.float32 else (logits.float() - largest.float()).exp()
-    if wide is not logits:
-        logits.copy_(wide)
     sums = wide.sum(dim=1)
-    return sums, sums.log() + largest[:, 0].float()
+    return wide.to(logits.dtype), sums, sums.log() + largest[:, 0].float()
 
 
-def cached_row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """`row_exponentials` of a few rows at a time on a CPU."""
-    if logits.device.type != "cpu":
+def cached_row_exponentials(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`row_exponentials`, in fp32 on a CPU a few rows at a time."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
         return row_exponentials(logits)
-    parts = [row_exponentials(rows) for rows in logits.split(max(1, _CACHED_ELEMENTS // logits.shape[1]))]
+    parts = [row_exponentials(rows)[1:] for rows in logits.split(max(1, _CACHED_ELEMENTS // logits.shape[1]))]
     sums, normalisers = zip(*parts, strict=True)
-    return torch.cat(sums), torch.cat(normalisers)
+    return logits, torch.cat(sums), torch.cat(normalisers)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -103,8 +102,7 @@ class _HeadLoss(torch.autograd.Function):
             states, target, weight = (each[start : start + rows] for each in (hidden, targets, weights))
             logits = torch.mm(states, head.T, out=buffer[: len(states)])
             at_target = logits.gather(1, target[:, None])[:, 0].float()
-            sums, normaliser = exponentials(logits)
-            shares = logits  # what they are now
+            shares, sums, normaliser = exponentials(logits)
             parts[0] += ((normaliser - at_target) * weight).sum()
             parts[1] += z_loss * (normaliser.square() * weight).sum()
             parts[2] = torch.maximum(parts[2], (normaliser - sums.log()).amax())

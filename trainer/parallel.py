@@ -1,4 +1,4 @@
-"""Processes and sharding: one process a device, FSDP or HSDP over all of them, one code path from a laptop's CPU up."""
+"""Processes and sharding: one process a device, FSDP or HSDP over all of them, the same training loop from a laptop's CPU up."""
 
 from __future__ import annotations
 
@@ -153,14 +153,14 @@ def build_model(config: ModelConfig, world: World, precision: str, seed: int, se
 
 
 def _shard(model: TrainedOlmo2, mesh: DeviceMesh, precision: str, world: World) -> None:
-    """A single rank has nothing to share, but FSDP also keeps its bf16 copies; in fp32 it would only copy weights and gradients."""
+    """FSDP or HSDP. A single rank shares with nobody, but has its weights cast by it; in fp32 it would only copy weights and gradients."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if precision == "bf16" else MixedPrecisionPolicy()
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(model, "loss")
     for module in model.modules():
-        if isinstance(module, FSDPModule) and world.size > 1:  # a factor would cost a single rank a copy of the gradients
+        if isinstance(module, FSDPModule) and world.size > 1:  # a single rank would copy its gradients once more for a factor of 1
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
 
