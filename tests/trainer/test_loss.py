@@ -27,6 +27,7 @@ def _plain(hidden: Tensor, head: Tensor, ids: Tensor, kept: Tensor, divisor: int
 @pytest.mark.parametrize("rows", [1, 5, 8, 24, 1000])
 def test_loss_and_both_gradients_equal_the_plain_form_for_any_chunk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr("trainer.loss._CHUNK_ELEMENTS", {"cpu": rows * VOCABULARY})
+    monkeypatch.setattr("trainer.loss._CACHED_ELEMENTS", 3 * VOCABULARY)
     hidden, head, ids, kept = _case()
     loss, parts = next_token_loss(hidden, head, ids, kept, 21, Z_LOSS)
     gradients = torch.autograd.grad(2 * loss, (hidden, head))
