@@ -4,7 +4,7 @@
 
 Written as a user of OLMo-core would for one process on a CPU: eager, its default attention (torch's scaled dot product), and the fused AdamW,
 which is faster here than the one it takes by default. CONFIG.json is that of our trainer, for the sizes and hyperparameters; TOKENS.npy holds
-little-endian uint32. The last line is a JSON object: seconds of each step after the first WARM_UP, tokens a step, the first and the last loss.
+little-endian uint32. The last line is a JSON object: seconds and tokens of the steps after the first WARM_UP, and every step's loss.
 """
 
 import json
@@ -67,7 +67,8 @@ def main(config_path: str, tokens_path: str, steps: int, warm_up: int) -> None:
         losses.append(output.ce_loss.item())
         del output
         seconds.append(time.perf_counter() - began)
-    print(json.dumps({"seconds": sum(seconds[warm_up:]), "steps": seconds[warm_up:], "tokens": instances * length, "losses": losses}))
+    timed = seconds[warm_up:]
+    print(json.dumps({"seconds": sum(timed), "tokens": instances * length * len(timed), "losses": losses}))
 
 
 if __name__ == "__main__":

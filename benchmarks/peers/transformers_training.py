@@ -55,7 +55,8 @@ def main(config_path: str, tokens_path: str, steps: int, warm_up: int) -> None:
         losses.append(output.loss.item())
         del output
         seconds.append(time.perf_counter() - began)
-    print(json.dumps({"seconds": sum(seconds[warm_up:]), "steps": seconds[warm_up:], "tokens": instances * length, "losses": losses}))
+    timed = seconds[warm_up:]
+    print(json.dumps({"seconds": sum(timed), "tokens": instances * length * len(timed), "losses": losses}))
 
 
 if __name__ == "__main__":
