@@ -90,9 +90,8 @@ def _loop(run: Run) -> int:
             Profiler(config.profile, run.folder, world) as profiler,
             Prefetcher(run.loader, run.step, run.steps, world.device) as batches,
         ):
-            stalled = 0.0
+            began, stalled = Moment(world.device), 0.0
             while run.step < run.steps:
-                began = Moment(world.device)
                 batch = batches.next(give_up=stop.asked)
                 if stop.short and stop.agree(unable=batch is None):
                     if run.step and run.saved != _checkpoint_folder(run):
@@ -100,16 +99,17 @@ def _loop(run: Run) -> int:
                     return _leave(run, saver)
                 assert batch is not None  # a rank that may be short of data has said so
                 stop.tell(saver.failed, batches.short)
-                profiler.before(run.step + 1)
-                rate = _rate(run, run.step)
-                row = _step(run, batch, rate)
-                profiler.after(run.step)
-                masked = int((~batch.host.kept).sum())
-                numbers = StepNumbers(run.step, row, rate, masked, began, Moment(world.device), batch.waited_seconds, stalled)
-                _score_held_out(run, numbers)
+                numbers = _timed_step(run, batch, profiler, began, stalled)
+                # One step begins where the other ends: what the loop does between them is theirs, too.
+                began, stalled = numbers.ended, 0.0
+                if run.held_out and run.held_out.due(run.step, run.steps):
+                    _score_held_out(run, run.held_out, numbers)
+                    began = Moment(world.device)
                 books.record(numbers)
                 stopping = stop.heard()
-                stalled = _save(run, saver, books) if stopping or run.step == run.steps or config.checkpoint.due(run.step) else 0.0
+                if stopping or run.step == run.steps or config.checkpoint.due(run.step):
+                    stalled = _save(run, saver, books)
+                    began = Moment(world.device)
                 if stopping and run.step < run.steps:
                     return _leave(run, saver)
                 garbage.after_step(run.step)
@@ -138,11 +138,20 @@ def _open_books(run: Run) -> Bookkeeper:
     return Bookkeeper(run.world, run.config, run.steps, written(run.folder), sinks)
 
 
-def _score_held_out(run: Run, numbers: StepNumbers) -> None:
-    if run.held_out and run.held_out.due(run.step, run.steps):
-        began = time.perf_counter()
-        numbers.scores = run.held_out.scores(run.model)
-        numbers.held_out = time.perf_counter() - began
+def _timed_step(run: Run, batch: ReadyBatch, profiler: Profiler, began: Moment, stalled: float) -> StepNumbers:
+    """`began`: when the step began to wait for its batch; `stalled`: seconds that the checkpoint before it took."""
+    rate = _rate(run, run.step)
+    profiler.before(run.step + 1)
+    row = _step(run, batch, rate)
+    profiler.after(run.step)
+    masked = int((~batch.host.kept).sum())
+    return StepNumbers(run.step, row, rate, masked, began, Moment(run.world.device), batch.waited_seconds, stalled)
+
+
+def _score_held_out(run: Run, held_out: HeldOut, numbers: StepNumbers) -> None:
+    began = time.perf_counter()
+    numbers.scores = held_out.scores(run.model)
+    numbers.held_out = time.perf_counter() - began
 
 
 def prepare(config: TrainConfig, world: World) -> Run:
