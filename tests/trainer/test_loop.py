@@ -159,6 +159,7 @@ def test_a_loss_that_is_no_number_names_rank_step_and_instances(
     (bad,) = (number for number in range(opened.instances) if 99 in opened.instance(number))
     loaders = [Loader(opened, _config(data), rank, ranks) for rank in range(ranks)]
     step, rank = next((step, rank) for step in range(60) for rank, each in enumerate(loaders) if bad in each.instance_numbers(step))
+    data["checkpoint"] = {"every_steps": step + 1}
     if ranks == 1:
         with pytest.raises(TrainerError) as error:
             train(_config(data), world)
