@@ -9,10 +9,13 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +44,10 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", h
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 StoreUrl = Annotated[str, typer.Option("--store", envvar="OLMOFLOW_STORE", help="The store's folder or URL.")]
 
+# From a Ctrl-C to the end of the command, whatever still hangs then: a training saves within 25 s first.
+LEAVE_SECONDS = 60
+_interrupted = threading.Event()
+
 # Prefect reads these when it is imported. A fresh home needs longer than Prefect's 20 s to make its database.
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -55,6 +62,8 @@ def main() -> None:
     """Entry point: turns errors into one sentence and an exit code."""
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -78,12 +87,33 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    if _interrupted.is_set():  # it is what an interrupted step, or a server that was ended with it, made of the Ctrl-C
+        _stop()
     errors.print(f"[bold red]error:[/] {escape(message)}")
     sys.exit(code)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A KeyboardInterrupt for what works, which may have something to end first; Prefect, which sometimes loses one, is left at once.
+
+    Whatever else loses it, or hangs at exit for a server that the same Ctrl-C ended, does so for a minute and not for ever.
+    """
+    if not _interrupted.is_set():
+        _interrupted.set()
+        watch = threading.Timer(LEAVE_SECONDS, _stop)
+        watch.daemon = True
+        watch.start()
+    face = sys.modules.get("flows.face")
+    if face is not None and not face.at_work:
+        for act in face.interrupted:
+            act()
+    signal.default_int_handler(number, frame)
+
+
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether a Ctrl-C is what began it."""
+    """Whether a Ctrl-C is what began it, or came before it."""
+    if _interrupted.is_set():
+        return True
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

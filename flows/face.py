@@ -50,6 +50,7 @@ Listener = Callable[[str], None]
 listeners: list[Listener] = []  # who else than Prefect's log wants a line about each artifact (the CLI)
 watchers: list[Watch] = []  # and its progress while it is made
 interrupted: list[Callable[[], None]] = []  # what is done at once after a Ctrl-C has ended the work, before Prefect hears of it (the CLI)
+at_work: list[str] = []  # the tasks whose own code runs now; Prefect's runs around it
 LOG_SECONDS, BAR_SECONDS = 30.0, 5.0  # between two lines of progress in Prefect's log, and two states of its progress artifact
 
 
@@ -100,11 +101,14 @@ def _as_task(name: str, function: Callable[[], Any]) -> Any:
 
     def work() -> Any:
         try:
+            at_work.append(name)
             return function()
         except KeyboardInterrupt:
             for act in interrupted:
                 act()
             raise
+        finally:
+            at_work.remove(name)
 
     return named(work)()
 
