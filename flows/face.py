@@ -100,8 +100,8 @@ def _as_task(name: str, function: Callable[[], Any]) -> Any:
     named = task(name=step, task_run_name=name.replace("{", "(").replace("}", ")"), cache_policy=NO_CACHE, persist_result=False)
 
     def work() -> Any:
+        at_work.append(name)
         try:
-            at_work.append(name)
             return function()
         except KeyboardInterrupt:
             for act in interrupted:

@@ -96,7 +96,9 @@ def plant_repetitions(text: Text, share: float, seed: int, folder: Path) -> Text
         header = {**mix.header, "tokens": tokens, "instances": tokens // length, "documents": len(extents) + len(planted)}
         header["files"] = [*mix.header["files"], PLANTED]
         header["sources"] = [*mix.header["sources"], {"name": "repetitions", "tokens": planted.size}]
-        (folder / "mix.json").write_text(json.dumps(header, indent=1))
+        partial = folder / "mix.json.partial"
+        partial.write_text(json.dumps(header, indent=1))
+        partial.replace(folder / "mix.json")  # last and at once: a kill leaves no mix that looks whole
     return _opened(folder, folder / "files.json")
 
 
