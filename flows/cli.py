@@ -147,9 +147,16 @@ def run(
     with _listening(as_json):
         summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe)
     report_path = _report(recipe) if flow == "end-to-end" else None
+    rows = _micro_anneals(recipe, summary) if flow in ("end-to-end", "micro-anneal") else []
     if as_json:
-        print(json.dumps({**asdict(summary), "report": report_path}))
+        from flows.micro_anneal_text import as_json as told
+
+        print(json.dumps({**asdict(summary), "report": report_path, "micro_anneals": told(rows)}))
         return
+    if rows:
+        from flows.micro_anneal_text import micro_anneal_table
+
+        console.print(micro_anneal_table(rows))
     console.print(_counters(summary))
     if report_path:
         console.print(f"report: {report_path}")
@@ -176,6 +183,13 @@ def _counters(summary: Any) -> str:
     made = ", ".join(f"{step} {number}" for step, number in summary.shards_made.items()) or "none, everything was reused"
     counters = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in summary.counters.items())
     return f"{summary.flow} {summary.recipe['name']}: done in {summary.seconds:.1f} s; {counters}; shards made: {made}"
+
+
+def _micro_anneals(recipe: Any, summary: Any) -> list[Any]:
+    from flows.report import Gathering
+    from tasks.store import Store
+
+    return Gathering(Store(recipe.store), recipe, summary).micro_anneals()
 
 
 def _report(recipe: Any) -> str:

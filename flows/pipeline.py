@@ -6,20 +6,23 @@ A key follows from the keys before it, so the same code also tells what is missi
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
-from flows.recipe_training import MICRO
+from flows.recipe_training import MICRO, MicroAnneal
 from olmo_model.config import ABLATIONS
 from tasks import evaluate, export, mix, soup, train
+from tasks.beside import Beside, Job, gpus_of
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
-from tasks.shards import Artifact, Runner, ShardRef, input_files
+from tasks.shards import Artifact, Runner, ShardRef, ShardTask, input_files
 from tasks.store import Store
 
 
@@ -89,10 +92,13 @@ class Pipeline(Curation):
         self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
     ) -> Artifact:
         config = self._train_config(data_seed, schedule, steps)
-        job = train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
         task = train.task(name, config, self._train_hints(), mix_artifact.refs[0], init_from.refs[0] if init_from else None)
-        inputs = [mix_artifact, *([init_from] if init_from else [])]
-        return self._once("train", name, lambda: self.runner.run(train.STEP, name, [task], inputs=inputs, launch=job))
+        return self._launch_training(
+            task, [mix_artifact, *([init_from] if init_from else [])], train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
+        )
+
+    def _launch_training(self, task: ShardTask, inputs: list[Artifact], job: Job) -> Artifact:
+        return self._once("train", task.name, lambda: self.runner.run(train.STEP, task.name, [task], inputs=inputs, launch=job))
 
     def _train_hints(self) -> dict[str, Any]:
         """The trainer's settings that change no weight but by rounding."""
@@ -138,22 +144,64 @@ class Pipeline(Curation):
     def _micro_mix(self, name: str) -> Artifact:
         return self._mix(f"{MICRO}{name}", self.recipe.micro_anneals[name].spec(self.recipe.sequence_length))
 
-    def micro_anneal(self, name: str) -> Artifact:
-        seed = self.recipe.micro_anneals[name].seed
-        return self._train(f"{MICRO}{name}", self._micro_mix(name), self.pretrain(), seed, {"kind": "linear_to_zero"}, None)
+    def micro_anneals(self) -> dict[str, Artifact]:
+        """The runs of all micro-anneals by label, beside each other as far as `where.micro_anneals` lets them."""
+        start, batch = self.pretrain(), self._require("pretrain").global_batch_instances * self.recipe.sequence_length
+        mixes = {name: self._micro_mix(name) for name in self._require("micro_anneals")}
+        for name, made in mixes.items():
+            self._check_size(made, self.recipe.micro_anneals[name])
+        tasks = {}
+        for run in self.recipe.micro_anneal_runs():
+            config = self._train_config(run.seed, {"kind": "linear_to_zero"}, self.recipe.micro_anneals[run.micro].steps(batch))
+            tasks[run] = train.task(run.name, config, self._train_hints(), mixes[run.micro].refs[0], start.refs[0])
+        missing = [task for run, task in tasks.items() if self.runner.begin(train.STEP, run.name, task, [mixes[run.micro], start])]
+        with self._beside() as beside:
+            if missing:
+                gpus_of(
+                    beside.at_once - 1, self.recipe.where.micro_anneal_ranks, self.recipe.where.launcher.device
+                )  # told before hours of training
+            for task in missing:
+                beside.start(task, task.key(train.STEP))
+            return {run.label: self._launch_training(task, [mixes[run.micro], start], beside) for run, task in tasks.items()}
+
+    def _beside(self) -> Beside:
+        where, ranks = self.recipe.where, self.recipe.where.micro_anneal_ranks
+        gpus = where.micro_anneals.gpus or ranks
+        launcher = where.launcher.model_copy(update={"processes": ranks})
+        if launcher.threads is None:
+            launcher.threads = max(1, (os.cpu_count() or 1) // gpus)
+
+        def job(slot: int, watch: Watch, check: Callable[[], None]) -> Job:
+            return train.TrainJob(self.store, launcher, watch, check, gpus_of(slot, ranks, launcher.device))
+
+        return Beside(gpus // ranks, job, self.watch)
 
     def training_mixes(self) -> None:
         """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""
         pretrain = self._require("pretrain")
         names = dict.fromkeys([pretrain.mix, *(run.mix for run in (self.recipe.anneal.runs() if self.recipe.anneal else []))])
         for artifact in (*map(self.mix, names), *map(self._micro_mix, self.recipe.micro_anneals)):
-            if artifact.is_whole:
-                header = json.loads(input_files(self.store, artifact.refs[0])["mix.json"].read_text())
-                if header["instances"] < pretrain.global_batch_instances:
-                    raise UserError(
-                        f"the mix {artifact.name} has {header['instances']} instances of {header['sequence_length']} tokens, fewer than a batch of "
-                        f"{pretrain.global_batch_instances}: give it more of its sources, or lower pretrain.global_batch_instances"
-                    )
+            self._check_size(artifact, self.recipe.micro_anneals.get(artifact.name.removeprefix(MICRO)))
+
+    def _check_size(self, made: Artifact, micro: MicroAnneal | None) -> None:
+        """UserError where a mix that is made has less than a batch, or than its micro-anneal is to train on."""
+        if not made.is_whole:
+            return
+        header = json.loads(input_files(self.store, made.refs[0])["mix.json"].read_text())
+        batch, instances, length = self._require("pretrain").global_batch_instances, header["instances"], header["sequence_length"]
+        if instances < batch:
+            raise UserError(
+                f"the mix {made.name} has {instances} instances of {length} tokens, fewer than a batch of "
+                f"{batch}: give it more of its sources, or lower pretrain.global_batch_instances"
+            )
+        steps = micro.steps(batch * length) if micro else None
+        if micro and steps and steps * batch > instances:
+            factor = steps * batch / instances
+            enough = ", ".join(f"{source}: {math.ceil(repeat * factor * 1000) / 1000:g}" for source, repeat in micro.sources.items())
+            raise UserError(
+                f"the mix {made.name} has {instances * length:,} tokens in whole instances, fewer than the {micro.tokens:,} to train on: "
+                f"repeat its sources more ({enough} would do), or lower tokens"
+            )
 
     def anneals(self) -> dict[str, Artifact]:
         runs, start, schedule = self._require("anneal").runs(), self.pretrain(), {"kind": "linear_to_zero"}
@@ -190,9 +238,7 @@ class Pipeline(Curation):
 
     def micro_anneal_all(self) -> Artifact:
         """Every micro-anneal, evaluated beside the checkpoint that all start from."""
-        names = list(self._require("micro_anneals"))
-        checkpoints = {"pretrained": self.pretrain(), **{name: self.micro_anneal(name) for name in names}}
-        return self._evaluate("micro-anneals", checkpoints, None)
+        return self._evaluate("micro-anneals", {"pretrained": self.pretrain(), **self.micro_anneals()}, None)
 
     def evaluate_all(self) -> Artifact:
         """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""

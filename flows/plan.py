@@ -124,7 +124,9 @@ def _runs(recipe: Recipe, stage: str) -> list[Run]:
         return []
     runs = [Run("pretrain", recipe.pretrain.mix, recipe.pretrain.steps)]
     if stage in ("end_to_end", "micro_anneal_all"):
-        runs += [Run(f"{MICRO}{name}", f"{MICRO}{name}", None) for name in recipe.micro_anneals]
+        batch = recipe.pretrain.global_batch_instances * recipe.sequence_length
+        each = recipe.micro_anneal_runs()
+        runs += [Run(run.name, f"{MICRO}{run.micro}", recipe.micro_anneals[run.micro].steps(batch)) for run in each]
     if recipe.anneal is not None and stage in ("end_to_end", "anneals", "soup_all", "evaluate_all"):
         runs += [Run(run.name, run.mix, run.steps) for run in recipe.anneal.runs()]
     return runs

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from flows.declared import Reported
 from flows.recipe_curation import Inventory, SampleCorpus, Scorer, Source, Subset
 from flows.recipe_file import read
-from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, MicroAnneal, Mix, Model, Pretrain
+from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
 from flows.section import Section
 from flows.section import at as _at
 from tasks.annotate import Annotation
@@ -40,6 +40,20 @@ EngineConfig = Annotated[
 ]
 
 
+class Beside(Section):
+    """Runs beside each other on one machine."""
+
+    gpus: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs (ranks, on a CPU) that all of them together may take; one run after the other where left empty.",
+        json_schema_extra=_at(0),
+    )
+    ranks: int | None = Field(
+        default=None, ge=1, description="Ranks of a run; launcher.processes where left empty.", json_schema_extra=_at(1)
+    )
+
+
 class Where(Section):
     """The machine. Changes no artifact."""
 
@@ -47,6 +61,11 @@ class Where(Section):
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
     parallel: Parallel = Field(default=Parallel(), description="How the ranks of a training job share the model.", json_schema_extra=_at(2))
     metrics: Metrics = Field(default=Metrics(), description="Where a training job's metrics go too.", json_schema_extra=_at(3))
+    micro_anneals: Beside = Field(default=Beside(), description="How micro-anneals share the machine.", json_schema_extra=_at(4))
+
+    @property
+    def micro_anneal_ranks(self) -> int:
+        return self.micro_anneals.ranks or self.launcher.processes
 
 
 class Recipe(Section):
@@ -97,9 +116,11 @@ class Recipe(Section):
                 if "/" in part:
                     raise ValueError(f"sources.{name}: the name {part!r} has a /, which stands between a source and its subset; rename it")
         selections = self.selections()
+        mixes: dict[str, dict[str, Any]] = {name: dict(mix.sources) for name, mix in self.mixes.items()}
+        mixes |= {f"{MICRO}{name}": {**micro.sources, **micro.general} for name, micro in self.micro_anneals.items()}
         for key, table in self.reported.items():
-            _known(f"reported.{key}.mix", [table.mix] if table.mix else [], self.mixes, "mixes")
-            taken = self.mixes[table.mix].sources if table.mix else selections
+            _known(f"reported.{key}.mix", [table.mix] if table.mix else [], mixes, "mixes")
+            taken: dict[str, Any] = mixes[table.mix] if table.mix else selections
             for label, row in table.rows.items():
                 _known(f"reported.{key}.rows.{label}.sources", row.sources, taken, f"mixes.{table.mix}.sources" if table.mix else "sources")
         for source, config in self.sources.items():
@@ -125,13 +146,13 @@ class Recipe(Section):
         self._soup_can_be_exported()
         self._batch_fits()
         self._copies_fit()
+        self._micro_anneals_fit()
         if "all" in self.sources:
             raise ValueError("sources.all: the evaluation calls the sum over all sources so; give it another name")
         for name in self.mixes:
             if name.startswith(MICRO):
                 raise ValueError(f"mixes.{name}: the mixes of micro-anneals are called so; give it another name")
-        if "pretrained" in self.micro_anneals:
-            raise ValueError("micro_anneals.pretrained: the baseline is called so; give it another name")
+        self._micro_anneals_can_be_told_apart()
         if (self.anneal or self.micro_anneals) and not self.pretrain:
             raise ValueError("anneal and micro_anneals start from a pretrained checkpoint: add `pretrain`")
         return self
@@ -181,6 +202,41 @@ class Recipe(Section):
                 f"pretrain.global_batch_instances is {self.pretrain.global_batch_instances}, not a multiple of {at_once} "
                 "(where.launcher.processes x pretrain.micro_batch_instances)"
             )
+
+    def micro_anneal_runs(self) -> list[MicroAnnealRun]:
+        """The runs of all micro-anneals, in the order of the recipe."""
+        return [run for name, micro in self.micro_anneals.items() for run in micro.runs(name)]
+
+    def _micro_anneals_can_be_told_apart(self) -> None:
+        if "pretrained" in self.micro_anneals:
+            raise ValueError("micro_anneals.pretrained: the baseline is called so; give it another name")
+        labels: dict[str, str] = {}
+        for run in self.micro_anneal_runs():
+            if run.label in labels:
+                raise ValueError(f"micro_anneals.{run.micro} and .{labels[run.label]} both have a run {run.label!r}: rename one of them")
+            labels[run.label] = run.micro
+
+    def _micro_anneals_fit(self) -> None:
+        """The ranks and tokens of micro-anneals go with the batch of pretraining."""
+        if self.pretrain is None:
+            return
+        ranks, batch = self.where.micro_anneal_ranks, self.pretrain.global_batch_instances
+        if batch % (ranks * self.pretrain.micro_batch_instances):
+            raise ValueError(
+                f"pretrain.global_batch_instances is {batch}, not a multiple of {ranks * self.pretrain.micro_batch_instances} "
+                "(where.micro_anneals.ranks x pretrain.micro_batch_instances)"
+            )
+        if ranks % self.where.parallel.replicas:
+            raise ValueError(
+                f"where.parallel.replicas is {self.where.parallel.replicas}, which does not divide where.micro_anneals.ranks {ranks}: give a number that does"
+            )
+        if self.where.micro_anneals.gpus is not None and self.where.micro_anneals.gpus < ranks:
+            raise ValueError(f"where.micro_anneals.gpus is {self.where.micro_anneals.gpus}, too few for one run of {ranks} ranks: raise it")
+        for name, micro in self.micro_anneals.items():
+            if micro.steps(batch * self.sequence_length) == 0:
+                raise ValueError(
+                    f"micro_anneals.{name}.tokens is {micro.tokens}, under a batch of {batch * self.sequence_length} tokens: raise it"
+                )
 
     def _copies_fit(self) -> None:
         processes, replicas = self.where.launcher.processes, self.where.parallel.replicas

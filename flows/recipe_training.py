@@ -193,6 +193,18 @@ class Anneal(Section):
         return first + [AnnealRun(f"anneal {more.mix} {seed}", more.mix, seed, more.steps) for more in self.further for seed in more.seeds]
 
 
+class MicroAnnealRun(NamedTuple):
+    """One run of a micro-anneal: its label in tables, the micro-anneal's name, its data order."""
+
+    label: str
+    micro: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{MICRO}{self.label}"
+
+
 class MicroAnneal(Section):
     """A source under test beside an equal share of the general mix, linear to zero (report, section 4.2.2)."""
 
@@ -203,8 +215,40 @@ class MicroAnneal(Section):
         min_length=1, description="The general mix: sources with their weights.", json_schema_extra=_at(1)
     )
     general_share: float = Field(default=0.5, gt=0, lt=1, description="Share of the general mix.", json_schema_extra=_at(2))
-    seed: int = Field(default=7201, description="Seed of the data order.", json_schema_extra=_at(3))
+    seed: int = Field(
+        default=7201,
+        description="Seed of the documents that a part of a source takes, and of the data order where `seeds` is left empty.",
+        json_schema_extra=_at(3),
+    )
     max_repeat: float = Field(default=1.0, gt=0, description="Copies of a general source at most.", json_schema_extra=_at(4))
+    seeds: list[int] | None = Field(
+        default=None,
+        min_length=1,
+        description="Data orders, a run each; their spread is the result's uncertainty.",
+        json_schema_extra=_at(5),
+    )
+    tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens to train on, of the mix in its random order; one pass where left empty.",
+        json_schema_extra=_at(6),
+    )
+    experiment: str = Field(default="", description="The heading that it stands under in tables.", json_schema_extra=_at(7))
+
+    @model_validator(mode="after")
+    def _distinct(self) -> MicroAnneal:
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"a seed stands twice in {self.seeds}: two equal runs say nothing about the spread")
+        return self
+
+    def runs(self, name: str) -> list[MicroAnnealRun]:
+        """A run for each seed; the seed is in the label where there are several."""
+        seeds = self.seeds or [self.seed]
+        return [MicroAnnealRun(name if len(seeds) == 1 else f"{name} {seed}", name, seed) for seed in seeds]
+
+    def steps(self, batch_tokens: int) -> int | None:
+        """Steps of a run; None: one pass over the mix."""
+        return None if self.tokens is None else self.tokens // batch_tokens
 
     def spec(self, sequence_length: int) -> MixSpec:
         total = sum(self.general.values())

@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import yaml
@@ -85,7 +86,7 @@ class Gathering:
             mixes=[self._mix(node) for node in self._of("mix")],
             contamination=[self._place(node) for node in self._of("contamination")],
             runs=[self._run(node) for node in self._of("train")],
-            micro_anneals=self._micro_anneals(),
+            micro_anneals=self.micro_anneals(),
             checkpoints=self._checkpoints(),
             artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
             recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
@@ -248,7 +249,7 @@ class Gathering:
         kind: Literal["pretrain", "micro-anneal", "anneal"] = "pretrain"
         if node["name"] != "pretrain":
             kind = "micro-anneal" if node["name"].startswith(MICRO) else "anneal"
-        metrics = [json.loads(line) for line in self._file(node, "metrics.jsonl").read_text().splitlines()]
+        metrics = self._metrics(node)
         mix = next((other["name"] for other in self._of("mix") if other["id"] in node["inputs"]), "")
         start = next((other for other in self._of("train") if other["id"] in node["inputs"]), None)
         before = self._books(start).counts["tokens"] if start else 0
@@ -264,18 +265,56 @@ class Gathering:
             for model, by_source in scores.items()
         }
 
-    def _micro_anneals(self) -> list[report_data.MicroAnneal]:
-        mixes = {mix.name: mix for mix in map(self._mix, self._of("mix"))}
-        rows = []
-        for name, scores in self._evaluation("micro-anneals").items():
-            mix = mixes.get(f"{MICRO}{name}")
-            if mix is None:
-                rows.append(report_data.MicroAnneal(name, scores, baseline=True))
-                continue
-            total = sum(row.tokens for row in mix.rows)
-            web = sum(row.tokens for row in mix.rows if row.source in self.recipe.micro_anneals[name].general)
-            rows.append(report_data.MicroAnneal(name, scores, web_ratio=web / total, tokens=total))
+    def micro_anneals(self) -> list[report_data.MicroAnneal]:
+        """The rows of the micro-anneal table: the baseline, then the recipe's order."""
+        node = next((node for node in self._of("evaluate") if node["name"] == "micro-anneals"), None)
+        if node is None:
+            return []
+        scores = self._evaluation("micro-anneals")
+        # by their place, since one run may stand in several experiments: the artifact then has the name of one of them
+        runs = dict(zip(scores, node["inputs"], strict=False))
+        rows = [report_data.MicroAnneal(name, each, baseline=True) for name, each in scores.items() if name == "pretrained"]
+        for name, micro in self.recipe.micro_anneals.items():
+            labels = {run.label: str(run.seed) for run in micro.runs(name) if run.label in scores}
+            if labels:
+                rows.append(
+                    self._micro_anneal(name, {seed: scores[label] for label, seed in labels.items()}, [runs[label] for label in labels])
+                )
         return rows
+
+    def _micro_anneal(self, name: str, by_seed: dict[str, dict[str, report_data.Score]], runs: list[str]) -> report_data.MicroAnneal:
+        trained = {node["id"]: node for node in self._of("train")}
+        row = report_data.MicroAnneal(
+            name, mean_scores(list(by_seed.values())), self.recipe.micro_anneals[name].experiment, by_seed=by_seed
+        )
+        row.tested = list(self.recipe.micro_anneals[name].sources)
+        if any(run not in trained for run in runs):
+            return row
+        mix = next((other for other in self._of("mix") if other["id"] in trained[runs[0]]["inputs"]), None)
+        if mix is not None:
+            taken = self._mix(mix).rows
+            web = sum(source.tokens for source in taken if source.source in self.recipe.micro_anneals[name].general)
+            row.web_ratio = web / sum(source.tokens for source in taken)
+        lines = [self._metrics(trained[run]) for run in runs]
+        row.tokens = lines[0][-1]["tokens"]
+        row.gpu_hours = gpu_hours([line for run in lines for line in run])
+        anneal = self._anneal_tokens()
+        row.anneal_share = sum(run[-1]["tokens"] for run in lines) / anneal if anneal else None
+        return row
+
+    def _anneal_tokens(self) -> int | None:
+        """Tokens of one full anneal, the recipe's first; None where there is none, or its mix is not made."""
+        if self.recipe.anneal is None or self.recipe.pretrain is None:
+            return None
+        first, batch = self.recipe.anneal.runs()[0], self.recipe.pretrain.global_batch_instances
+        steps = first.steps
+        if steps is None:
+            made = next((node for node in self._of("mix") if node["name"] == first.mix), None)
+            steps = json.loads(self._file(made, "mix.json").read_text())["instances"] // batch if made else None
+        return None if steps is None else steps * batch * self.recipe.sequence_length
+
+    def _metrics(self, node: Node) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._file(node, "metrics.jsonl").read_text().splitlines()]
 
     def _checkpoints(self) -> list[report_data.Checkpoint]:
         roles: dict[str, Literal["pretrained", "ingredient", "soup", "baseline"]] = {
@@ -302,6 +341,30 @@ class Gathering:
             rows=self._books(node).kept,
             bytes=sum(stored.bytes for stored in files),
         )
+
+
+def mean_scores(runs: list[dict[str, report_data.Score]]) -> dict[str, report_data.Score]:
+    """The mean over runs of the scores of each source."""
+    means = {}
+    for source in runs[0]:
+        losses = [run[source].loss for run in runs]
+        known = [loss for loss in losses if loss is not None]
+        means[source] = report_data.Score(
+            fmean(run[source].bits_per_byte for run in runs), fmean(known) if len(known) == len(runs) else None
+        )
+    return means
+
+
+def gpu_hours(lines: list[dict[str, Any]]) -> float | None:
+    """Hours of GPUs (of ranks, on a CPU) that the steps of `metrics.jsonl` took, checkpoints and held-out scores included.
+
+    None where a line does not say how many ranks took the step, as those of older runs. Starting up, and steps that a crash undid, are not
+    in the lines.
+    """
+    if not all("ranks" in line for line in lines):
+        return None
+    stood = ("seconds", "checkpoint_seconds", "held_out_seconds")
+    return sum(line["ranks"] * sum(line.get(name, 0.0) for name in stood) for line in lines) / 3600
 
 
 def _size(url: str) -> int:

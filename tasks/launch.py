@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,9 +50,14 @@ class LauncherConfig(BaseModel):
 
 
 def launch(
-    module: str, config: dict[str, Any], folder: Path, launcher: LauncherConfig, progress: Callable[[], None] = lambda: None
+    module: str,
+    config: dict[str, Any],
+    folder: Path,
+    launcher: LauncherConfig,
+    progress: Callable[[], None] = lambda: None,
+    gpus: Sequence[str] = (),
 ) -> None:
-    """Run `-m MODULE CONFIG` to its end; output goes to `MODULE.log` in the folder.
+    """Run `-m MODULE CONFIG` to its end; output goes to `MODULE.log` in the folder. `gpus`: the only ones that it sees, if not all.
 
     An exception here (Ctrl-C, a cancelled flow) passes on as SIGTERM to the whole group, and SIGKILL after the grace. Raises UserError
     with the log's last words where the job fails.
@@ -80,7 +85,7 @@ def launch(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=child_environment(launcher.threads_per_rank),
+            env=child_environment(launcher.threads_per_rank) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
             preexec_fn=_die_with_parent_hook(),
         )
         try:

@@ -161,6 +161,48 @@ def dot_plot(title: str, rows: Sequence[DotRow], unit: str, width: int = 1120) -
     return Markup('<figure class="dots">{}</figure>').format(Markup(svg))
 
 
+@dataclass
+class BarRow:
+    """One bar of a bar plot, from nought to its value, with the interval about it where there is one."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None = None
+
+
+def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560) -> Markup:
+    """Changes against nought as bars with intervals, one row a name: what lies left of the line got smaller, which is better."""
+    ends = [end for row in rows for end in (row.value, *(row.interval or ()))] or [0.0]
+    low, high = _padded(min(*ends, 0.0), max(*ends, 0.0), 0.06)
+    left, right, top, step = 170, width - 20, 26, 26
+    height = top + step * len(rows) + 8
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = []
+    for value in ticks(low, high, 5):
+        style = "axis" if value == 0 else "grid"
+        parts.append(f'<line class="{style}" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{top - 6}" y2="{height - 8}"/>')
+        parts.append(f'<text class="tick middle" x="{place(value):.1f}" y="{top - 12}">{_signed(value)}</text>')
+    for number, row in enumerate(rows):
+        y = top + step * number + step / 2
+        start, end = sorted((place(0.0), place(row.value)))
+        about = "" if row.interval is None else f" ({_signed(row.interval[0])} to {_signed(row.interval[1])})"
+        tip = escape(f"{row.name}: {_signed(row.value)}{about}")
+        parts.append(f'<text class="label end" x="{left - 12}" y="{y + 4}">{escape(_cut(row.name, 22))}</text>')
+        style = "better" if row.value < 0 else "worse"
+        parts.append(
+            f'<rect class="shift {style}" x="{start:.1f}" y="{y - 7}" width="{max(end - start, 0.5):.1f}" height="14" data-tip="{tip}"/>'
+        )
+        if row.interval is not None:
+            a, b = map(place, row.interval)
+            path = f"M{a:.1f} {y - 4}V{y + 4}M{a:.1f} {y}H{b:.1f}M{b:.1f} {y - 4}V{y + 4}"
+            parts.append(f'<path class="interval" d="{path}" data-tip="{tip}"/>')
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return Markup('<figure class="chart"><figcaption>{}</figcaption>{}</figure>').format(title, Markup(svg))
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """At most about `count` round numbers from low to high."""
     raw = (high - low) / max(1, count)

@@ -289,14 +289,21 @@ class Score:
 
 @dataclass
 class MicroAnneal:
-    """One row of the micro-anneal table; the baseline is the checkpoint that all of them started from."""
+    """One row of the micro-anneal table; the baseline is the checkpoint that all of them started from.
+
+    `scores` are the means over seeds. Cost is that of all seeds together, and None where it is not known.
+    """
 
     mix: str
     scores: dict[str, Score]
     experiment: str = ""
     web_ratio: float | None = None  # share of the mix's tokens, 0 to 1
-    tokens: int | None = None
+    tokens: int | None = None  # of one run
     baseline: bool = False
+    by_seed: dict[str, dict[str, Score]] = field(default_factory=dict)  # scores of each run
+    tested: list[str] = field(default_factory=list)  # sources under test
+    gpu_hours: float | None = None
+    anneal_share: float | None = None  # of the tokens of one full anneal
 
 
 @dataclass

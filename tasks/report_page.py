@@ -20,7 +20,6 @@ from tasks.report_data import (
     Checkpoint,
     Example,
     FileEntry,
-    MicroAnneal,
     Mix,
     ReportData,
     SourceFlow,
@@ -30,6 +29,7 @@ from tasks.report_data import (
 )
 from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
+from tasks.report_micro_anneals import ALL, micro_anneals, score_names
 from trainer.spikes import spike_score
 
 _HERE = Path(__file__).parent
@@ -47,7 +47,6 @@ _SECTIONS = (
     ("recipe", "Recipe"),
 )
 _LEAST_BYTES, _MOST_BYTES = 200, 2_500_000  # of one document's text beside a cut, and of all of them together
-_ALL = "all"  # the name under which scores hold the sum over sources
 
 
 def render(data: ReportData) -> str:
@@ -69,7 +68,7 @@ def render(data: ReportData) -> str:
         mixes=[_mix(mix, _source_colours(data.mixes)) for mix in data.mixes],
         found=evaluations_table(data.contamination),
         training=_training(data.runs),
-        micro=_micro_anneals(data.micro_anneals),
+        micro=micro_anneals(data.micro_anneals),
         soup=_soup(data.checkpoints),
         graph=lineage(data.artifacts),
         recipe=_yaml(data.recipe),
@@ -115,19 +114,19 @@ def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
 
 def _ladder(checkpoints: list[Checkpoint]) -> list[dict[str, Any]]:
     """Held-out bits per byte over all sources, from the worst model to the best: baseline, pretrained, best ingredient, soup."""
-    scored = [item for item in checkpoints if _ALL in item.scores]
-    ingredients = sorted((item for item in scored if item.role == "ingredient"), key=lambda item: item.scores[_ALL].bits_per_byte)
+    scored = [item for item in checkpoints if ALL in item.scores]
+    ingredients = sorted((item for item in scored if item.role == "ingredient"), key=lambda item: item.scores[ALL].bits_per_byte)
     picked = [
         *((item, "unigram baseline") for item in scored if item.role == "baseline"),
         *((item, "pretrained") for item in scored if item.role == "pretrained"),
         *((item, "best ingredient") for item in ingredients[:1]),
         *((item, "soup") for item in scored if item.role == "soup"),
     ]
-    most = max((item.scores[_ALL].bits_per_byte for item, _ in picked), default=1.0)
+    most = max((item.scores[ALL].bits_per_byte for item, _ in picked), default=1.0)
     rungs: list[dict[str, Any]] = []
     before: float | None = None
     for item, label in picked:
-        value = item.scores[_ALL].bits_per_byte
+        value = item.scores[ALL].bits_per_byte
         change = None if before is None else value / before - 1
         rungs.append({"label": label, "name": item.name, "value": value, "change": change, "width": 100 * value / most, "role": item.role})
         before = value
@@ -306,26 +305,9 @@ def _run_row(run: TrainingRun) -> dict[str, Any]:
     }
 
 
-def _micro_anneals(rows: list[MicroAnneal]) -> dict[str, Any]:
-    """The table in the manner of the report's Table 12, by experiment; each value beside its difference from the baseline."""
-    sources = _score_names(row.scores for row in rows)
-    baseline = next((row for row in rows if row.baseline), None)
-    cells: list[dict[str, Any]] = []
-    for row in rows:
-        values = []
-        for source in sources:
-            score, reference = row.scores.get(source), baseline.scores.get(source) if baseline else None
-            change = score.bits_per_byte - reference.bits_per_byte if score and reference and row is not baseline else None
-            values.append({"score": score, "change": change})
-        cells.append({"row": row, "values": values})
-    widest = max((abs(value["change"]) for cell in cells for value in cell["values"] if value["change"] is not None), default=0.0)
-    experiments = list(dict.fromkeys(row.experiment for row in rows if not row.baseline))
-    return {"sources": sources, "cells": cells, "widest": widest or 1.0, "experiments": experiments, "baseline": baseline}
-
-
 def _soup(checkpoints: list[Checkpoint]) -> dict[str, Any]:
     """Changes against the pretrained checkpoint as dots, bits per byte of every model as bars and as a table."""
-    sources = _score_names(item.scores for item in checkpoints)
+    sources = score_names(item.scores for item in checkpoints)
     pretrained = next((item for item in checkpoints if item.role == "pretrained"), None)
     panels = []
     for source in sources:
@@ -356,14 +338,8 @@ def _dots(panels: list[dict[str, Any]]) -> Markup | None:
             if bar["change"] is not None
         ]
         if dots:
-            rows.append(DotRow(panel["source"], dots, panel["source"] == _ALL))
+            rows.append(DotRow(panel["source"], dots, panel["source"] == ALL))
     return dot_plot("Change of held-out bits per byte against the pretrained checkpoint", rows, "%") if rows else None
-
-
-def _score_names(scores: Any) -> list[str]:
-    """Sources in order of appearance, the sum over all of them first."""
-    names = list(dict.fromkeys(name for item in scores for name in item))
-    return sorted(names, key=lambda name: name != _ALL)
 
 
 def _yaml(text: str) -> Markup:

@@ -155,6 +155,7 @@ class Runner:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     made_books: dict[str, Books] = field(default_factory=dict)
     made_shards: dict[str, int] = field(default_factory=dict)
+    begun: set[str] = field(default_factory=set)  # keys of shards that count as made here, though they may be there before `run` looks
 
     def run(
         self,
@@ -177,9 +178,10 @@ class Runner:
             for key in keys:
                 self.store.remove(step.name, key)
         records = [self.store.record(step.name, key, sweep=may_run) for key in keys]
-        missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None}
+        missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None or key in self.begun}
         if missing and may_run:
             self._make(step, name, missing, inputs, launch)
+            self.begun -= missing.keys()
             records = [record or self.store.record(step.name, key) for key, record in zip(keys, records, strict=True)]
         artifact = self._artifact(step, name, keys, records, len(missing) if may_run else 0, inputs)
         artifact.raw_files = [item for task in tasks for items in task.inputs.values() for item in items if isinstance(item, RawFile)]
@@ -192,6 +194,15 @@ class Runner:
         if artifact.is_whole:
             check_quarantine(artifact, max_quarantined)
         return artifact
+
+    def begin(self, step: Step, name: str, task: ShardTask, inputs: Sequence[Artifact]) -> bool:
+        """Whether this shard is missing and can be made. The caller then begins it, ahead of a `run` whose `launch` waits for it."""
+        key = task.key(step)
+        ready = self._may_run(step.name, name) and all(artifact.is_whole for artifact in inputs)
+        if not ready or key in self.begun or self.store.record(step.name, key) is not None:
+            return False
+        self.begun.add(key)
+        return True
 
     def _may_run(self, step: str, name: str) -> bool:
         return not self.plan_only and (self.only is None or (self.only[0] == step and self.only[1] in (None, name, name.split(":")[0])))

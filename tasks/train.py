@@ -10,7 +10,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -98,10 +98,20 @@ class Metrics(BaseModel):
 
 
 class TrainJob:
-    """Launches training runs; `watch` gets their progress with every step, or every few seconds."""
+    """Launches training runs; `watch` gets their progress with every step, or every few seconds.
 
-    def __init__(self, store: Store, launcher: LauncherConfig, watch: Watch) -> None:
-        self.store, self.launcher, self.watch = store, launcher, watch
+    `check` is called as often, and ends a run, which then saves, by raising. `gpus`: names of those that the run may use, if not all.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        launcher: LauncherConfig,
+        watch: Watch,
+        check: Callable[[], None] = lambda: None,
+        gpus: Sequence[str] = (),
+    ) -> None:
+        self.store, self.launcher, self.watch, self.check, self.gpus = store, launcher, watch, check, gpus
 
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
@@ -114,7 +124,12 @@ class TrainJob:
             config = self._config(task, folder)
             steps = config["max_steps"] or _epoch(Path(config["data"]["mix"]), config["global_batch_instances"])
             progress = RunProgress(folder / "metrics.jsonl", task.name, steps, self.watch)
-            launch("trainer", config, folder, self.launcher, progress)
+
+            def poll() -> None:
+                self.check()
+                progress()
+
+            launch("trainer", config, folder, self.launcher, poll, self.gpus)
             progress()  # the last steps
             done = json.loads((folder / "done.json").read_text())
             self._commit(task, key, folder, done, time.monotonic() - started)

@@ -257,6 +257,7 @@ class Bookkeeper:
             "skipped": int(numbers[SKIPPED]),
             "tokens_per_second": speed,
             "seconds": numbers[_SECONDS],
+            "ranks": self._world.size,
             "data_wait_seconds": numbers[_WAIT],
             "checkpoint_seconds": numbers[_CHECKPOINT],
             "held_out_seconds": numbers[_HELD_OUT],

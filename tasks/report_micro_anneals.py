@@ -1,0 +1,82 @@
+"""Micro-anneals in the manner of the report's Table 12: values, differences from the baseline with their spread over seeds, and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from tasks.report_charts import BarRow, bar_plot
+from tasks.report_data import MicroAnneal, Score
+from tasks.spread import Spread, spread
+
+ALL = "all"  # the name under which scores hold the sum over sources
+_MOST_CHARTS = 6  # of sources under test; the table has all
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row's score on one source, its difference from the baseline and the spread of that over seeds; None where there is none."""
+
+    score: Score | None
+    change: Spread | None
+
+
+def cell(row: MicroAnneal, source: str, baseline: MicroAnneal | None) -> Cell:
+    """Bits per byte of a row on a source beside the baseline, whose own score has no spread: all runs start from the one checkpoint."""
+    score, reference = row.scores.get(source), baseline.scores.get(source) if baseline else None
+    if score is None or reference is None or row.baseline:
+        return Cell(score, None)
+    runs = [scores[source].bits_per_byte for scores in row.by_seed.values() if source in scores] or [score.bits_per_byte]
+    return Cell(score, spread([value - reference.bits_per_byte for value in runs]))
+
+
+def micro_anneals(rows: Sequence[MicroAnneal]) -> dict[str, Any]:
+    """The table by experiment, its charts, and what all runs cost together."""
+    sources = score_names(row.scores for row in rows)
+    baseline = next((row for row in rows if row.baseline), None)
+    cells = [{"row": row, "values": [cell(row, source, baseline) for source in sources]} for row in rows]
+    changes = [abs(each.change.mean) for line in cells for each in line["values"] if each.change is not None]  # type: ignore[attr-defined]
+    tried = [row for row in rows if not row.baseline]
+    return {
+        "sources": sources,
+        "cells": cells,
+        "widest": max(changes, default=0.0) or 1.0,
+        "experiments": list(dict.fromkeys(row.experiment for row in tried)),
+        "baseline": baseline,
+        "charts": [chart for source in shown_sources(rows) if (chart := _chart(source, tried, baseline)) is not None],
+        "seeds": max((len(row.by_seed) for row in rows), default=0),
+        "hours": _sum(row.gpu_hours for row in tried),
+        "anneals": _sum(row.anneal_share for row in tried),
+    }
+
+
+def shown_sources(rows: Sequence[MicroAnneal]) -> list[str]:
+    """The sum over sources, and the first sources under test: what decides."""
+    scored = score_names(row.scores for row in rows)
+    tested = dict.fromkeys(source.partition("/")[0] for row in rows for source in row.tested)
+    return [name for name in [ALL, *list(tested)[:_MOST_CHARTS]] if name in scored]
+
+
+def _chart(source: str, rows: Sequence[MicroAnneal], baseline: MicroAnneal | None) -> Markup | None:
+    bars = []
+    for row in rows:
+        change = cell(row, source, baseline).change
+        if change is not None:
+            bars.append(BarRow(row.mix, change.mean, change.interval))
+    title = "all sources" if source == ALL else source
+    return bar_plot(f"Change of held-out bits per byte on {title}", bars) if bars else None
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """None where one is not known."""
+    known = list(values)
+    return None if None in known or not known else sum(value for value in known if value is not None)
+
+
+def score_names(scores: Iterable[Mapping[str, Score]]) -> list[str]:
+    """Sources in order of appearance, the sum over all of them first."""
+    names = list(dict.fromkeys(name for item in scores for name in item))
+    return sorted(names, key=lambda name: name != ALL)
