@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
-from flows.recipe_training import MICRO, MicroAnneal
+from flows.recipe_training import MICRO, MicroAnneal, mix_soup
 from olmo_model.config import ABLATIONS
 from tasks import evaluate, export, mix, soup, train
 from tasks.beside import Beside, Job, gpus_of
@@ -208,11 +208,33 @@ class Pipeline(Curation):
         return {run.name: self._train(run.name, self.mix(run.mix), start, run.seed, schedule, run.steps) for run in runs}
 
     def soup(self) -> Artifact:
-        ingredients = list(self.anneals().values())
-        task = soup.task("soup", [artifact.refs[0] for artifact in ingredients])
-        return self._once(
-            "soup", "", lambda: self.runner.run(soup.STEP, "soup", [task], inputs=ingredients, launch=soup.SoupJob(self.store))
-        )
+        config = self._require("anneal").soup
+        ingredients = self.anneals()
+        refs = {name: artifact.refs[0] for name, artifact in ingredients.items()}
+        if config.kind == "greedy":
+            held = {source: self.held_out(source) for source in config.held_out or self.recipe.sources}
+            held_refs = {source: artifact.refs[0] for source, artifact in held.items()}
+            precision, batch = self._require("pretrain").precision, self.recipe.evaluation.batch_instances
+            task = soup.greedy_task("soup", refs, held_refs, self.recipe.sequence_length, precision, batch)
+            return self._soup(task, [*ingredients.values(), *held.values()])
+        weights = [config.weights[name] for name in refs] if config.weights else None
+        return self._soup(soup.task("soup", list(refs.values()), weights), list(ingredients.values()))
+
+    def mix_soups(self) -> dict[str, Artifact]:
+        """The plain mean of each mix's anneals by name, where the recipe asks for it and it is not the soup itself (report, Table 14)."""
+        config, anneals = self._require("anneal"), self.anneals()
+        found = {}
+        for mix_name, names in config.by_mix().items() if config.soup.of_each_mix and config.further else ():
+            if len(names) > 1:
+                ingredients = [anneals[name] for name in names]
+                task = soup.task(mix_soup(mix_name), [artifact.refs[0] for artifact in ingredients])
+                found[task.name] = self._soup(task, ingredients)
+        return found
+
+    def _soup(self, task: ShardTask, inputs: list[Artifact]) -> Artifact:
+        job = soup.SoupJob(self.store, self.recipe.where.launcher)
+        name = "" if task.name == "soup" else task.name
+        return self._once("soup", name, lambda: self.runner.run(soup.STEP, task.name, [task], inputs=inputs, launch=job))
 
     def model(self, name: str, checkpoint: Artifact) -> Artifact:
         tokenizer = self.tokenizer()
@@ -244,7 +266,7 @@ class Pipeline(Curation):
         """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""
         checkpoints = {"pretrained": self.pretrain()}
         if self.recipe.anneal is not None:
-            checkpoints |= {**self.anneals(), "soup": self.soup()}
+            checkpoints |= {**self.anneals(), **self.mix_soups(), "soup": self.soup()}
         return self._evaluate("checkpoints", checkpoints, self.mix(self._require("pretrain").mix))
 
     def soup_all(self) -> Artifact:

@@ -139,6 +139,7 @@ class Recipe(Section):
             _adds_up(f"micro_anneals.{name}", micro.spec, self.sequence_length)
         _known("pretrain.mix", [self.pretrain.mix] if self.pretrain else [], self.mixes, "mixes")
         _known("anneal.mix", [run.mix for run in self.anneal.runs()] if self.anneal else [], self.mixes, "mixes")
+        _known("anneal.soup.held_out", self.anneal.soup.held_out if self.anneal else [], self.sources, "sources")
         if self.pretrain and not self.model:
             raise ValueError("pretrain needs a `model`")
         if self.model:

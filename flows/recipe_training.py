@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
@@ -156,6 +157,11 @@ class FurtherAnneals(Section):
     steps: int | None = Field(default=None, ge=1, description="Steps; one epoch of the mix where left empty.", json_schema_extra=_at(2))
 
 
+def mix_soup(mix: str) -> str:
+    """What the soup of one mix's anneals is called."""
+    return f"soup {mix}"
+
+
 class AnnealRun(NamedTuple):
     """One anneal: what it is called, its mix, its data order, its steps (None: one epoch)."""
 
@@ -163,6 +169,39 @@ class AnnealRun(NamedTuple):
     mix: str
     seed: int
     steps: int | None
+
+
+class Soup(Section):
+    """How the anneals' checkpoints become one: their plain mean as in the report, a weighted one, or a greedy one (Wortsman et al., 2022)."""
+
+    kind: Literal["uniform", "weighted", "greedy"] = Field(
+        default="uniform",
+        description="greedy: from the best ingredient on, each next one joins where the mean gets better on held-out text.",
+        json_schema_extra=_at(0),
+    )
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="weighted: each ingredient (`anneal SEED`, or `anneal MIX SEED` of a further mix); they sum to 1.",
+        json_schema_extra=_at(1),
+    )
+    held_out: list[str] = Field(
+        default=[], description="greedy: the sources whose held-out documents decide; all where left empty.", json_schema_extra=_at(2)
+    )
+    of_each_mix: bool = Field(
+        default=False,
+        description="Where there are further mixes, score the plain mean of each mix's own anneals too.",
+        json_schema_extra=_at(3),
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Soup:
+        if (self.kind == "weighted") != bool(self.weights):
+            raise ValueError("weights are what `kind: weighted` needs, and no other kind has")
+        if self.weights and abs(math.fsum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"weights sum to {math.fsum(self.weights.values()):.6g}, not to 1: mend them")
+        if self.held_out and self.kind != "greedy":
+            raise ValueError("held_out is for `kind: greedy`: set that, or leave it out")
+        return self
 
 
 class Anneal(Section):
@@ -176,6 +215,7 @@ class Anneal(Section):
     further: list[FurtherAnneals] = Field(
         default=[], description="Anneals over other mixes, averaged with these.", json_schema_extra=_at(3)
     )
+    soup: Soup = Field(default=Soup(), description="How their checkpoints are averaged.", json_schema_extra=_at(4))
 
     @model_validator(mode="after")
     def _distinct(self) -> Anneal:
@@ -185,12 +225,26 @@ class Anneal(Section):
         for seeds in (self.seeds, *(further.seeds for further in self.further)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"a seed stands twice in {seeds}: two equal ingredients add nothing to a soup")
+        names = [run.name for run in self.runs()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two anneals would both be called {max(names, key=names.count)}: rename the mix")
+        if self.soup.weights and set(self.soup.weights) != set(names):
+            raise ValueError(
+                f"soup.weights is for {', '.join(self.soup.weights)}, but the ingredients are {', '.join(names)}: give each one weight"
+            )
         return self
 
     def runs(self) -> list[AnnealRun]:
         """Every anneal, in the order of the recipe; those of further mixes have the mix in their names."""
         first = [AnnealRun(f"anneal {seed}", self.mix, seed, self.steps) for seed in self.seeds]
         return first + [AnnealRun(f"anneal {more.mix} {seed}", more.mix, seed, more.steps) for more in self.further for seed in more.seeds]
+
+    def by_mix(self) -> dict[str, list[str]]:
+        """Names of the runs of each mix."""
+        found: dict[str, list[str]] = {}
+        for run in self.runs():
+            found.setdefault(run.mix, []).append(run.name)
+        return found
 
 
 class MicroAnnealRun(NamedTuple):

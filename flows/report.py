@@ -6,16 +6,16 @@ import fnmatch
 import json
 import os
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import yaml
 
 from flows.recipe import Recipe
-from flows.recipe_training import MICRO
+from flows.recipe_training import MICRO, mix_soup
 from flows.summary import RunSummary, load_summary
-from tasks import annotate, contamination, corpus, evaluate, report_data
+from tasks import annotate, contamination, corpus, evaluate, report_data, soup
 from tasks.measure import Hits, Measured
+from tasks.report_micro_anneals import gpu_hours, mean_scores
 from tasks.report_page import render
 from tasks.report_scores import source_scores
 from tasks.scorers import ContaminationConfig
@@ -88,6 +88,8 @@ class Gathering:
             runs=[self._run(node) for node in self._of("train")],
             micro_anneals=self.micro_anneals(),
             checkpoints=self._checkpoints(),
+            soups=self._soups(),
+            tried_soups=self._tried_soups(),
             artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
             recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
         )
@@ -322,9 +324,35 @@ class Gathering:
             "soup": "soup",
             evaluate.UNIGRAM: "baseline",
         }
+        if self.recipe.anneal is not None:
+            roles |= {mix_soup(mix): "soup" for mix in self.recipe.anneal.by_mix()}
         return [
             report_data.Checkpoint(name, roles.get(name, "ingredient"), scores) for name, scores in self._evaluation("checkpoints").items()
         ]
+
+    def _soups(self) -> list[report_data.SoupRow]:
+        """For each mix its best anneal and its soup, then all anneals and the soup of all."""
+        scores, config = self._evaluation("checkpoints"), self.recipe.anneal
+        if config is None:
+            return []
+        groups = config.by_mix()
+        soups = {mix: mix_soup(mix) for mix in groups} if len(groups) > 1 else dict.fromkeys(groups, "soup")
+        if len(groups) > 1:
+            groups, soups = {**groups, "all of them": [run.name for run in config.runs()]}, {**soups, "all of them": "soup"}
+        rows = []
+        for mix, names in groups.items():
+            singles = [name for name in names if name in scores]
+            if singles and soups[mix] in scores:
+                best = min(singles, key=lambda name: scores[name]["all"].bits_per_byte)
+                kind = "" if soups[mix] != "soup" or config.soup.kind == "uniform" else f"{config.soup.kind} "
+                rows.append(report_data.SoupRow(mix, best, scores[best], f"{kind}soup of {len(names)}", scores[soups[mix]]))
+        return rows
+
+    def _tried_soups(self) -> list[report_data.TriedSoup]:
+        node = next((node for node in self._of("soup") if node["name"] == "soup"), None)
+        if node is None or self.recipe.anneal is None or self.recipe.anneal.soup.kind != "greedy":
+            return []
+        return [report_data.TriedSoup(**tried) for tried in json.loads(self._file(node, soup.GREEDY).read_text())["tried"]]
 
     def _artifact(self, node: Node) -> report_data.Artifact:
         records = self.records[node["id"]]
@@ -341,30 +369,6 @@ class Gathering:
             rows=self._books(node).kept,
             bytes=sum(stored.bytes for stored in files),
         )
-
-
-def mean_scores(runs: list[dict[str, report_data.Score]]) -> dict[str, report_data.Score]:
-    """The mean over runs of the scores of each source."""
-    means = {}
-    for source in runs[0]:
-        losses = [run[source].loss for run in runs]
-        known = [loss for loss in losses if loss is not None]
-        means[source] = report_data.Score(
-            fmean(run[source].bits_per_byte for run in runs), fmean(known) if len(known) == len(runs) else None
-        )
-    return means
-
-
-def gpu_hours(lines: list[dict[str, Any]]) -> float | None:
-    """Hours of GPUs (of ranks, on a CPU) that the steps of `metrics.jsonl` took, checkpoints and held-out scores included.
-
-    None where a line does not say how many ranks took the step, as those of older runs. Starting up, and steps that a crash undid, are not
-    in the lines.
-    """
-    if not all("ranks" in line for line in lines):
-        return None
-    stood = ("seconds", "checkpoint_seconds", "held_out_seconds")
-    return sum(line["ranks"] * sum(line.get(name, 0.0) for name in stood) for line in lines) / 3600
 
 
 def _size(url: str) -> int:

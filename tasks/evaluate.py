@@ -40,16 +40,7 @@ class EvaluateJob:
     def __call__(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()
         attempt = Attempt(self.store, STEP.name, key, task.name)
-        mixes = {
-            name: mix_paths(self.store, ref, attempt.folder / f"files-{i}.json")
-            for i, (name, ref) in enumerate(_named(task, "sources", "held_out"))
-        }
-        empty = [name for name, (_, header) in mixes.items() if not header["documents"]]
-        sources = {name: mix for name, (mix, _) in mixes.items() if name not in empty}
-        if not sources:
-            raise UserError(
-                "no source has a held-out document to evaluate on: raise held_out.share or held_out.tokens_per_source in the recipe"
-            )
+        sources, empty = held_out_mixes(self.store, dict(_named(task, "sources", "held_out")), attempt.folder)
         config = {
             "checkpoints": {name: str(checkpoint_folder(self.store, ref)) for name, ref in _named(task, "checkpoints", "checkpoints")},
             "sources": sources,
@@ -72,6 +63,20 @@ class EvaluateJob:
             training, _ = mix_paths(self.store, task.inputs["training_mix"][0], folder / "files-training.json")  # type: ignore[arg-type]
             result["checkpoints"][UNIGRAM] = unigram(training, sources)
         (folder / FILE).write_text(json.dumps(result, indent=1))
+
+
+def held_out_mixes(store: Store, held_out: dict[str, ShardRef], folder: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """What `trainer.evaluate` takes as its sources, and the names of those that have no held-out document; writes into `folder`.
+
+    Raises UserError where no source has one.
+    """
+    mixes = {name: mix_paths(store, ref, folder / f"files-{i}.json") for i, (name, ref) in enumerate(held_out.items())}
+    empty = [name for name, (_, header) in mixes.items() if not header["documents"]]
+    if len(empty) == len(mixes):
+        raise UserError(
+            "no source has a held-out document to evaluate on: raise held_out.share or held_out.tokens_per_source in the recipe"
+        )
+    return {name: mix for name, (mix, _) in mixes.items() if name not in empty}, empty
 
 
 def _named(task: ShardTask, names: str, role: str) -> list[tuple[str, ShardRef]]:

@@ -316,6 +316,26 @@ class Checkpoint:
 
 
 @dataclass
+class SoupRow:
+    """The best single anneal of a mix, by bits per byte over all sources, against the soup of all of them (report, Table 14)."""
+
+    mix: str
+    best: str
+    best_scores: dict[str, Score]
+    soup: str
+    soup_scores: dict[str, Score]
+
+
+@dataclass
+class TriedSoup:
+    """A soup that a greedy one tried: bits per byte over the sources that decided."""
+
+    ingredients: list[str]
+    bits_per_byte: float
+    kept: bool
+
+
+@dataclass
 class Artifact:
     """A node of the lineage; `inputs` are the ids of other artifacts."""
 
@@ -353,6 +373,8 @@ class ReportData:
     runs: list[TrainingRun] = field(default_factory=list)
     micro_anneals: list[MicroAnneal] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    soups: list[SoupRow] = field(default_factory=list)
+    tried_soups: list[TriedSoup] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     recipe: str = ""  # YAML, in full
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -74,6 +75,28 @@ def _sum(values: Iterable[float | None]) -> float | None:
     """None where one is not known."""
     known = list(values)
     return None if None in known or not known else sum(value for value in known if value is not None)
+
+
+def mean_scores(runs: list[dict[str, Score]]) -> dict[str, Score]:
+    """The mean over runs of the scores of each source."""
+    means = {}
+    for source in runs[0]:
+        losses = [run[source].loss for run in runs]
+        known = [loss for loss in losses if loss is not None]
+        means[source] = Score(fmean(run[source].bits_per_byte for run in runs), fmean(known) if len(known) == len(runs) else None)
+    return means
+
+
+def gpu_hours(lines: list[dict[str, Any]]) -> float | None:
+    """Hours of GPUs (of ranks, on a CPU) that the steps of `metrics.jsonl` took, checkpoints and held-out scores included.
+
+    None where a line does not say how many ranks took the step, as those of older runs. Starting up, and steps that a crash undid, are not
+    in the lines.
+    """
+    if not all("ranks" in line for line in lines):
+        return None
+    stood = ("seconds", "checkpoint_seconds", "held_out_seconds")
+    return sum(line["ranks"] * sum(line.get(name, 0.0) for name in stood) for line in lines) / 3600
 
 
 def score_names(scores: Iterable[Mapping[str, Score]]) -> list[str]:

@@ -120,7 +120,7 @@ def _ladder(checkpoints: list[Checkpoint]) -> list[dict[str, Any]]:
         *((item, "unigram baseline") for item in scored if item.role == "baseline"),
         *((item, "pretrained") for item in scored if item.role == "pretrained"),
         *((item, "best ingredient") for item in ingredients[:1]),
-        *((item, "soup") for item in scored if item.role == "soup"),
+        *[(item, "soup") for item in scored if item.role == "soup"][-1:],  # soups of single mixes stand before it
     ]
     most = max((item.scores[ALL].bits_per_byte for item, _ in picked), default=1.0)
     rungs: list[dict[str, Any]] = []

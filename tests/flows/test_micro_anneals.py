@@ -15,11 +15,11 @@ from flows import cli
 from flows.pipeline import Pipeline
 from flows.plan import make_plan
 from flows.recipe import Recipe
-from flows.report import Gathering, gpu_hours, write_report
+from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
 from tasks import launch as launcher
 from tasks.errors import UserError
-from tasks.report_micro_anneals import cell
+from tasks.report_micro_anneals import cell, gpu_hours
 from tasks.shards import Engine, Runner, run_shard
 from tasks.store import Store
 
