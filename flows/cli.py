@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_e
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
-FLOWS = ("end-to-end", "curate", "tokenize", "mix", "pretrain", "micro-anneal", "anneal", "soup", "evaluate")
+FLOWS = ("end-to-end", "curate", "tokenize", "mix", "pretrain", "micro-anneal", "anneal", "soup", "evaluate", "learning-rates")
 STAGES = {
     "mix": "mix_all",
     "tokenize": "tokenize_all",
@@ -37,6 +37,7 @@ STAGES = {
     "anneal": "anneals",
     "soup": "soup_all",
     "evaluate": "evaluate_all",
+    "learning-rates": "learning_rates_all",
 }
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
-from flows.recipe_training import MICRO, MicroAnneal, mix_soup
+from flows.recipe_training import MICRO, MicroAnneal, RateRun, mix_soup
 from olmo_model.config import ABLATIONS
 from tasks import evaluate, export, mix, soup, train
 from tasks.beside import Beside, Job, gpus_of
@@ -24,6 +24,8 @@ from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
 from tasks.shards import Artifact, Runner, ShardRef, ShardTask, input_files
 from tasks.store import Store
+
+TO_ZERO = {"kind": "linear_to_zero"}
 
 
 class Pipeline(Curation):
@@ -89,9 +91,16 @@ class Pipeline(Curation):
         return config
 
     def _train(
-        self, name: str, mix_artifact: Artifact, init_from: Artifact | None, data_seed: int, schedule: dict[str, Any], steps: int | None
+        self,
+        name: str,
+        mix_artifact: Artifact,
+        init_from: Artifact | None,
+        data_seed: int,
+        schedule: dict[str, Any],
+        steps: int | None,
+        peak: float | None = None,
     ) -> Artifact:
-        config = self._train_config(data_seed, schedule, steps)
+        config = self._train_config(data_seed, schedule, steps, peak)
         task = train.task(name, config, self._train_hints(), mix_artifact.refs[0], init_from.refs[0] if init_from else None)
         return self._launch_training(
             task, [mix_artifact, *([init_from] if init_from else [])], train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
@@ -114,14 +123,14 @@ class Pipeline(Curation):
             hints["held_out"] = {"every_steps": every, "sources": sources}
         return hints
 
-    def _train_config(self, data_seed: int, schedule: dict[str, Any], steps: int | None) -> dict[str, Any]:
+    def _train_config(self, data_seed: int, schedule: dict[str, Any], steps: int | None, peak: float | None = None) -> dict[str, Any]:
         """The trainer's config without what is known only at launch: paths, vocabulary, device."""
         pretrain, model = self._require("pretrain"), self._require("model")
         length = self.recipe.sequence_length
         config = model.config(128, length)
         # Ablations only where there are some, so that runs of OLMo 2 from before they existed keep their keys.
         sizes = {name: value for name, value in vars(config).items() if name not in ("vocab_size", *ABLATIONS)} | config.ablations()
-        optimizer = {"learning_rate": pretrain.learning_rate, "weight_decay": pretrain.weight_decay, "z_loss": pretrain.z_loss}
+        optimizer = {"learning_rate": peak or pretrain.learning_rate, "weight_decay": pretrain.weight_decay, "z_loss": pretrain.z_loss}
         return {
             "model": sizes,
             "data": {"seed": data_seed, "mask_repetitions": pretrain.mask_repetitions},
@@ -138,8 +147,27 @@ class Pipeline(Curation):
 
     def pretrain(self) -> Artifact:
         config = self._require("pretrain")
-        schedule = {"kind": "cosine", "warmup_steps": config.warmup_steps, "decay_steps": config.decay_steps}
-        return self._train("pretrain", self.mix(config.mix), None, config.data_seed, schedule, config.steps)
+        return self._train("pretrain", self.mix(config.mix), None, config.data_seed, self._cosine(), config.steps)
+
+    def _cosine(self) -> dict[str, Any]:
+        config = self._require("pretrain")
+        return {"kind": "cosine", "warmup_steps": config.warmup_steps, "decay_steps": config.decay_steps}
+
+    def learning_rates(self) -> dict[str, Artifact]:
+        """The runs of the learning-rate study by name: a pretraining for each peak, and from each its decays to zero."""
+        study, pretrain = self._require("learning_rates"), self._require("pretrain")
+        mixes = {name: self.mix(decay.mix or pretrain.mix) for name, decay in study.decays.items()}
+        made: dict[str, Artifact] = {}
+        for run in study.runs():
+            if run.decay is None:
+                data, start, seed, schedule = self.mix(pretrain.mix), None, pretrain.data_seed, self._cosine()
+                steps = study.steps or pretrain.steps
+            else:
+                decay = study.decays[run.decay]
+                data, start, seed, schedule, steps = mixes[run.decay], made[RateRun(run.peak, None).name], decay.seed, TO_ZERO, decay.steps
+            self._check_size(data, None)
+            made[run.name] = self._train(run.name, data, start, seed, schedule, steps, run.peak)
+        return made
 
     def _micro_mix(self, name: str) -> Artifact:
         return self._mix(f"{MICRO}{name}", self.recipe.micro_anneals[name].spec(self.recipe.sequence_length))
@@ -152,7 +180,7 @@ class Pipeline(Curation):
             self._check_size(made, self.recipe.micro_anneals[name])
         tasks = {}
         for run in self.recipe.micro_anneal_runs():
-            config = self._train_config(run.seed, {"kind": "linear_to_zero"}, self.recipe.micro_anneals[run.micro].steps(batch))
+            config = self._train_config(run.seed, TO_ZERO, self.recipe.micro_anneals[run.micro].steps(batch))
             tasks[run] = train.task(run.name, config, self._train_hints(), mixes[run.micro].refs[0], start.refs[0])
         missing = [task for run, task in tasks.items() if self.runner.begin(train.STEP, run.name, task, [mixes[run.micro], start])]
         with self._beside() as beside:
@@ -204,7 +232,7 @@ class Pipeline(Curation):
             )
 
     def anneals(self) -> dict[str, Artifact]:
-        runs, start, schedule = self._require("anneal").runs(), self.pretrain(), {"kind": "linear_to_zero"}
+        runs, start, schedule = self._require("anneal").runs(), self.pretrain(), TO_ZERO
         return {run.name: self._train(run.name, self.mix(run.mix), start, run.seed, schedule, run.steps) for run in runs}
 
     def soup(self) -> Artifact:
@@ -261,6 +289,10 @@ class Pipeline(Curation):
     def micro_anneal_all(self) -> Artifact:
         """Every micro-anneal, evaluated beside the checkpoint that all start from."""
         return self._evaluate("micro-anneals", {"pretrained": self.pretrain(), **self.micro_anneals()}, None)
+
+    def learning_rates_all(self) -> Artifact:
+        """Every run of the learning-rate study, evaluated."""
+        return self._evaluate("learning-rates", self.learning_rates(), None)
 
     def evaluate_all(self) -> Artifact:
         """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""

@@ -122,6 +122,10 @@ def _runs(recipe: Recipe, stage: str) -> list[Run]:
     """The training runs of a stage, whether they are made or not."""
     if recipe.pretrain is None or stage in ("curate", "tokenize_all", "mix_all"):
         return []
+    if stage == "learning_rates_all" and recipe.learning_rates is not None:
+        study, first = recipe.learning_rates, Run("", recipe.pretrain.mix, recipe.learning_rates.steps or recipe.pretrain.steps)
+        decays = {name: Run("", decay.mix or recipe.pretrain.mix, decay.steps) for name, decay in study.decays.items()}
+        return [(decays[run.decay] if run.decay else first)._replace(name=run.name) for run in study.runs()]
     runs = [Run("pretrain", recipe.pretrain.mix, recipe.pretrain.steps)]
     if stage in ("end_to_end", "micro_anneal_all"):
         batch = recipe.pretrain.global_batch_instances * recipe.sequence_length

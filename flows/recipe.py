@@ -16,7 +16,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 from flows.declared import Reported
 from flows.recipe_curation import Inventory, SampleCorpus, Scorer, Source, Subset
 from flows.recipe_file import read
-from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
+from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, LearningRates, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
 from flows.section import Section
 from flows.section import at as _at
 from tasks.annotate import Annotation
@@ -97,6 +97,10 @@ class Recipe(Section):
         default={}, description="Tables that `olmoflow plan` compares with, by name.", json_schema_extra=_at(18)
     )
 
+    learning_rates: LearningRates | None = Field(
+        default=None, description="A study of peak learning rates: the flow `learning-rates`.", json_schema_extra=_at(19)
+    )
+
     def selections(self) -> dict[str, Source | Subset]:
         """All that a mix may name: the sources, each followed by its subsets."""
         found: dict[str, Source | Subset] = {}
@@ -140,6 +144,10 @@ class Recipe(Section):
         _known("pretrain.mix", [self.pretrain.mix] if self.pretrain else [], self.mixes, "mixes")
         _known("anneal.mix", [run.mix for run in self.anneal.runs()] if self.anneal else [], self.mixes, "mixes")
         _known("anneal.soup.held_out", self.anneal.soup.held_out if self.anneal else [], self.sources, "sources")
+        if self.learning_rates:
+            _known("learning_rates.decays", [each.mix for each in self.learning_rates.decays.values() if each.mix], self.mixes, "mixes")
+            if not self.pretrain:
+                raise ValueError("learning_rates is a study of `pretrain`: add it")
         if self.pretrain and not self.model:
             raise ValueError("pretrain needs a `model`")
         if self.model:

@@ -313,6 +313,48 @@ class MicroAnneal(Section):
         return MixSpec(seed=self.seed, sequence_length=sequence_length, sources={**tested, **shares})
 
 
+class Decay(Section):
+    """A linear decay to zero from each checkpoint of a learning-rate study."""
+
+    steps: int = Field(ge=1, description="Steps.", json_schema_extra=_at(0))
+    mix: str | None = Field(
+        default=None, description="The mix to train on; that of pretraining where left empty.", json_schema_extra=_at(1)
+    )
+    seed: int = Field(default=42, description="Data order.", json_schema_extra=_at(2))
+
+
+class RateRun(NamedTuple):
+    """One run of a learning-rate study: its peak, and the name of its decay; None: the pretraining that decays start from."""
+
+    peak: float
+    decay: str | None
+
+    @property
+    def name(self) -> str:
+        return f"peak {self.peak:g}" + (f" {self.decay}" if self.decay else "")
+
+
+class LearningRates(Section):
+    """Pretraining with several peak learning rates, each decayed to zero over several budgets (report, section 3.5)."""
+
+    peaks: list[Annotated[float, Field(gt=0)]] = Field(min_length=2, description="Peak learning rates.", json_schema_extra=_at(0))
+    decays: dict[str, Decay] = Field(min_length=1, description="Decays by name.", json_schema_extra=_at(1))
+    steps: int | None = Field(
+        default=None, ge=1, description="Steps of pretraining; pretrain.steps where left empty.", json_schema_extra=_at(2)
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> LearningRates:
+        names = [run.name for run in self.runs()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two runs would both be called {max(names, key=names.count)!r}: give each peak once, to 6 digits")
+        return self
+
+    def runs(self) -> list[RateRun]:
+        """Peak by peak: its pretraining, then its decays."""
+        return [RateRun(peak, decay) for peak in self.peaks for decay in (None, *self.decays)]
+
+
 class Evaluation(Section):
     """Held-out loss and bits per byte by source."""
 

@@ -316,6 +316,19 @@ class Checkpoint:
 
 
 @dataclass
+class RateRow:
+    """A run of a learning-rate study, in the manner of the report's Table 8: `tokens` of pretraining, then of the decay to zero, if any."""
+
+    peak: float
+    pretraining_tokens: int
+    decay: str
+    decay_tokens: int
+    mix: str
+    last_loss: float | None  # in training, the mean over the last twentieth of the steps
+    scores: dict[str, Score]
+
+
+@dataclass
 class SoupRow:
     """The best single anneal of a mix, by bits per byte over all sources, against the soup of all of them (report, Table 14)."""
 
@@ -373,6 +386,7 @@ class ReportData:
     runs: list[TrainingRun] = field(default_factory=list)
     micro_anneals: list[MicroAnneal] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    learning_rates: list[RateRow] = field(default_factory=list)
     soups: list[SoupRow] = field(default_factory=list)
     tried_soups: list[TriedSoup] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
