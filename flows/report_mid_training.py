@@ -88,11 +88,12 @@ class MidTraining:
             taken = self._mix(mix).rows
             web = sum(source.tokens for source in taken if source.source in self.recipe.micro_anneals[name].general)
             row.web_ratio = web / sum(source.tokens for source in taken)
-        lines = [self._metrics(trained[run]) for run in runs]
-        row.tokens = lines[0][-1]["tokens"]
-        row.gpu_hours = gpu_hours([line for run in lines for line in run])
         anneal = self._anneal_tokens()
-        row.anneal_share = sum(run[-1]["tokens"] for run in lines) / anneal if anneal else None
+        for run in runs:
+            lines = self._metrics(trained[run])
+            row.tokens = int(lines[-1]["tokens"])
+            row.hours_by_run[run] = gpu_hours(lines)
+            row.share_by_run[run] = row.tokens / anneal if anneal else None
         return row
 
     def _anneal_tokens(self) -> int | None:
@@ -154,8 +155,13 @@ class MidTraining:
             singles = [name for name in names if name in scores]
             if singles and soups[mix] in scores:
                 best = min(singles, key=lambda name: scores[name]["all"].bits_per_byte)
-                kind = "" if soups[mix] != "soup" or config.soup.kind == "uniform" else f"{config.soup.kind} "
-                rows.append(report_data.SoupRow(mix, best, scores[best], f"{kind}soup of {len(names)}", scores[soups[mix]]))
+                told = f"soup of {len(names)}"
+                if soups[mix] == "soup" and config.soup.kind == "weighted":
+                    told = f"weighted {told}"
+                elif soups[mix] == "soup" and config.soup.kind == "greedy":
+                    kept = [tried.ingredients for tried in self._tried_soups() if tried.kept]
+                    told = f"greedy soup, {len(kept[-1])} of {len(names)}" if kept else "greedy soup"
+                rows.append(report_data.SoupRow(mix, best, scores[best], told, scores[soups[mix]]))
         return rows
 
     def _tried_soups(self) -> list[report_data.TriedSoup]:

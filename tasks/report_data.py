@@ -291,7 +291,7 @@ class Score:
 class MicroAnneal:
     """One row of the micro-anneal table; the baseline is the checkpoint that all of them started from.
 
-    `scores` are the means over seeds. Cost is that of all seeds together, and None where it is not known.
+    `scores` are the means over seeds. Costs are by the id of a run, which several rows may have, and None where they are not known.
     """
 
     mix: str
@@ -302,8 +302,24 @@ class MicroAnneal:
     baseline: bool = False
     by_seed: dict[str, dict[str, Score]] = field(default_factory=dict)  # scores of each run
     tested: list[str] = field(default_factory=list)  # sources under test
-    gpu_hours: float | None = None
-    anneal_share: float | None = None  # of the tokens of one full anneal
+    hours_by_run: dict[str, float | None] = field(default_factory=dict)  # of GPUs
+    share_by_run: dict[str, float | None] = field(default_factory=dict)  # of the tokens of one full anneal
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all seeds together."""
+        return sum_known(self.hours_by_run)
+
+    @property
+    def anneal_share(self) -> float | None:
+        """Of all seeds together."""
+        return sum_known(self.share_by_run)
+
+
+def sum_known(values: dict[str, float | None]) -> float | None:
+    """The sum of some values; None where there is none, or one is not known."""
+    known = [value for value in values.values() if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.report_charts import BarRow, bar_plot
-from tasks.report_data import MicroAnneal, Score
+from tasks.report_data import MicroAnneal, Score, sum_known
 from tasks.spread import Spread, spread
 
 ALL = "all"  # the name under which scores hold the sum over sources
@@ -49,8 +49,8 @@ def micro_anneals(rows: Sequence[MicroAnneal]) -> dict[str, Any]:
         "baseline": baseline,
         "charts": [chart for source in shown_sources(rows) if (chart := _chart(source, tried, baseline)) is not None],
         "seeds": max((len(row.by_seed) for row in rows), default=0),
-        "hours": _sum(row.gpu_hours for row in tried),
-        "anneals": _sum(row.anneal_share for row in tried),
+        "hours": sum_known({run: hours for row in tried for run, hours in row.hours_by_run.items()}),  # a run of two rows counts once
+        "anneals": sum_known({run: share for row in tried for run, share in row.share_by_run.items()}),
     }
 
 
@@ -69,12 +69,6 @@ def _chart(source: str, rows: Sequence[MicroAnneal], baseline: MicroAnneal | Non
             bars.append(BarRow(row.mix, change.mean, change.interval))
     title = "all sources" if source == ALL else source
     return bar_plot(f"Change of held-out bits per byte on {title}", bars) if bars else None
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """None where one is not known."""
-    known = list(values)
-    return None if None in known or not known else sum(value for value in known if value is not None)
 
 
 def mean_scores(runs: list[dict[str, Score]]) -> dict[str, Score]:

@@ -19,7 +19,7 @@ from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
 from tasks import launch as launcher
 from tasks.errors import UserError
-from tasks.report_micro_anneals import cell, gpu_hours
+from tasks.report_micro_anneals import cell, gpu_hours, micro_anneals
 from tasks.shards import Engine, Runner, run_shard
 from tasks.store import Store
 
@@ -141,6 +141,8 @@ def test_cost_is_the_steps_time_on_all_ranks_and_the_share_of_an_anneals_tokens(
             assert told["ranks"] == 1
             seconds += told["seconds"] + told["checkpoint_seconds"] + told["held_out_seconds"]
     assert row.gpu_hours == pytest.approx(seconds / 3600)
+    together = micro_anneals(gathering.micro_anneals())  # the second experiment has the same runs
+    assert together["hours"] == pytest.approx(row.gpu_hours) and together["anneals"] == pytest.approx(row.anneal_share)
 
 
 def test_gpu_hours_count_every_rank_and_are_not_guessed_where_a_line_does_not_say():
