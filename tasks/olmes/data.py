@@ -1,0 +1,63 @@
+"""Records of evaluation files, and the subset of them that a task counts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tasks.errors import UserError
+from tasks.olmes.definitions import SEED, AnyTask, Problem, Question
+from tasks.sources.base import RawFile
+from tasks.sources.fields import MISSING, find
+from tasks.sources.stream import StreamFault, lines
+
+
+def read(task: AnyTask, files: Sequence[RawFile]) -> list[Question | Problem]:
+    """Every record of the files as the task asks it, in the files' order.
+
+    Raises UserError for a file that cannot be read and a record that lacks what the task needs, naming both.
+    """
+    asked = []
+    for file in files:
+        for position, record in _records(file):
+            missing = [path for path in task.fields if not isinstance(record, dict) or find(record, path) is MISSING]
+            where = f"{file.shown}, {position}"
+            if missing:
+                raise UserError(f"{where}: a record of the task {task.name} needs the field {missing[0]}; mend the file, or give another")
+            try:
+                asked.append(task.read(record))
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                raise UserError(f"{where}: cannot be read as a record of the task {task.name} ({error!r}); mend the file") from error
+    return asked
+
+
+def counted(task: AnyTask, instances: int, sample: int | None) -> list[int]:
+    """The rows that count: `sample` of them by seed, in the order that the seed gives, or for a `rest` all others in theirs."""
+    if sample is None or sample >= instances:
+        chosen = list(range(instances))
+    else:
+        chosen = random.Random(SEED).sample(range(instances), sample)
+    if task.part == "sample":
+        return chosen
+    taken = set(chosen)
+    return [row for row in range(instances) if row not in taken]
+
+
+def _records(file: RawFile) -> Iterator[tuple[str, Any]]:
+    if file.url.endswith(".parquet"):
+        with file.open() as stream:
+            for number, record in enumerate(pq.read_table(stream).to_pylist(), 1):
+                yield f"row {number}", record
+        return
+    try:
+        for number, line in lines(file):
+            try:
+                yield f"line {number}", json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{file.shown}, line {number}: is no JSON ({error}); an evaluation file is JSON lines or Parquet") from error
+    except StreamFault as fault:
+        raise UserError(f"{file.shown}, byte {fault.offset}: {fault.cause}; fetch the file again") from fault

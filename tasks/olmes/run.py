@@ -1,0 +1,183 @@
+"""A model on tasks, through lm-eval: `python -m tasks.olmes.run CONFIG.yaml`.
+
+Each task's scores are written as soon as it is through, so that a later one's fault costs nothing of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.errors import UserError
+from tasks.olmes import requests, scoring
+from tasks.olmes.definitions import TASKS, AnyTask, Generative, MultipleChoice
+from tasks.olmes.requests import Form
+
+SCORES, SAMPLES = "scores.json", "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What lm-eval has made of a form. metrics: its own numbers; samples: what it has logged of each row."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+    cut: int  # prompts that were longer than the model's window, whose beginnings it has not seen
+
+
+class Engine:
+    """A Hugging Face model in lm-eval, kept over several tasks."""
+
+    def __init__(self, model: str, device: str, dtype: str, batch_size: int) -> None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the data are here already
+        try:
+            from lm_eval.models.huggingface import HFLM
+        except ImportError as error:
+            raise UserError(f"evaluation.tasks needs lm-eval ({error}): install olmoflow with its extra `eval`") from error
+        self.lm = HFLM(pretrained=model, device=device, dtype=dtype, batch_size=batch_size)
+
+    def __call__(self, forms: Mapping[str, Form]) -> dict[str, Answered]:
+        """All forms of a task in one run of lm-eval."""
+        import datasets
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.evaluator import evaluate
+
+        tasks, cut = {}, {}
+        for name, form in forms.items():
+            rows = datasets.Dataset.from_list(form.rows)
+            config = self._fitted(form.config) | {"custom_dataset": lambda rows=rows, **_: {"test": rows}}
+            tasks[form.config["task"]] = ConfigurableTask(config=config)
+            cut[name] = sum(self._is_cut(config, row) for row in form.rows)
+        result = evaluate(self.lm, {"tasks": tasks, "groups": {}, "group_map": {}}, bootstrap_iters=0)
+        assert result is not None  # of the one rank that there is
+        answered = {}
+        for name, form in forms.items():
+            key = form.config["task"]
+            metrics = {metric: value for metric, value in result["results"][key].items() if isinstance(value, float)}
+            answered[name] = Answered(metrics, result["samples"][key], cut[name])
+        return answered
+
+    def _fitted(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config, with at most half of the model's window for an answer."""
+        fitted = dict(config)
+        if "generation_kwargs" in config:
+            most = min(config["generation_kwargs"]["max_gen_toks"], self.lm.max_length // 2)
+            fitted["generation_kwargs"] = {**config["generation_kwargs"], "max_gen_toks": most}
+        return fitted
+
+    def _is_cut(self, config: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+        if "contexts" in row:
+            longest = max(len(self.lm.tok_encode(f"{context} {row['continuation']}")) for context in row["contexts"])
+            return longest > self.lm.max_length + 1
+        if "choices" in row:
+            longest = max(row["choices"], key=len)
+            return len(self.lm.tok_encode(f"{row['context']} {longest}")) > self.lm.max_length + 1
+        return len(self.lm.tok_encode(row["context"])) > self.lm.max_length - config["generation_kwargs"]["max_gen_toks"]
+
+
+def evaluate(task: AnyTask, forms: Mapping[str, Form], engine: Engine) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A task's scores and what they are made of, by instance."""
+    answered = engine(forms)
+    if isinstance(task, Generative):
+        scores, samples = _generated(task, forms["generate"], answered["generate"])
+    else:
+        scores, samples = _chosen(task, forms, answered)
+    told = {name: {"lm_eval": each.metrics, "cut": each.cut} for name, each in answered.items()}
+    return {"task": task.name, "suite": task.suite, "instances": len(samples), **scores, "runs": told}, samples
+
+
+def _log_likelihoods(answered: Answered) -> list[list[float]]:
+    """By row, of each choice. lm-eval logs rows in the order of the documents."""
+    ordered = sorted(answered.samples, key=lambda sample: sample["doc_id"])
+    return [[float(response[0]) for response in sample["filtered_resps"]] for sample in ordered]
+
+
+def _chosen(
+    task: MultipleChoice, forms: Mapping[str, Form], answered: Mapping[str, Answered]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Accuracies in both forms, of which the better counts, and in cloze form under every normalization that the task's requests allow."""
+    found = {name: _log_likelihoods(each) for name, each in answered.items()}
+    alone = found.get("unconditional", [None] * len(found["cf"]))  # type: ignore[list-item]
+    golds = [row["gold"] for row in forms["cf"].rows]
+    choices = [row.get("choices") for row in forms["cf"].rows]
+    ways = ["none"] + ["character"] * (not task.fills_blank) + ["pmi"] * ("unconditional" in found)
+    cloze: dict[str, list[float]] = {}
+    for way in ways:
+        picks = (scoring.chosen(*each, way, base) for *each, base in zip(found["cf"], choices, alone, strict=True))  # type: ignore[arg-type, call-arg]
+        cloze[way] = [float(pick == gold) for pick, gold in zip(picks, golds, strict=True)]
+    letters = [float(scoring.chosen(each, [], "none") == gold) for each, gold in zip(found["mcf"], golds, strict=True)]
+    bits = [
+        scoring.bits_per_byte(each[gold], row["choices"][gold] if "choices" in row else row["continuation"])
+        for each, gold, row in zip(found["cf"], golds, forms["cf"].rows, strict=True)
+    ]
+    counted = {"cf": scoring.mean(cloze[task.normalization]), "mcf": scoring.mean(letters)}
+    best = max(counted, key=lambda form: counted[form]["score"])  # cloze where both are equal
+    samples = [
+        {
+            "gold": gold,
+            **{f"{name}_log_likelihoods": values[row] for name, values in found.items()},
+            **{f"cf_{way}": right[row] for way, right in cloze.items()},
+            "mcf": letters[row],
+            "bits_per_byte": bits[row],
+        }
+        for row, gold in enumerate(golds)
+    ]
+    return {
+        "metric": "accuracy",
+        **counted[best],
+        "form": best,
+        "normalization": task.normalization,
+        "forms": {"cf": {way: scoring.mean(right) for way, right in cloze.items()}, "mcf": {"none": counted["mcf"]}},
+        "bits_per_byte": scoring.mean(bits),
+    }, samples
+
+
+def _generated(task: Generative, form: Form, answered: Answered) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    samples = []
+    for row, sample in zip(form.rows, sorted(answered.samples, key=lambda sample: sample["doc_id"]), strict=True):
+        text = sample["resps"][0][0]
+        told = {"text": text, "answers": row["answers"]}
+        if task.extract_number:
+            told |= {"number": sample["filtered_resps"][0], "exact_match": float(sample["exact_match"])}
+        else:
+            told |= {"f1": scoring.f1(text, row["answers"]), "exact_match": scoring.exact_match(text, row["answers"])}
+        samples.append(told)
+    metrics = {name: scoring.mean([sample[name] for sample in samples]) for name in ("f1", "exact_match") if name in samples[0]}
+    return {"metric": task.metric, **metrics[task.metric], "metrics": metrics}, samples
+
+
+def main(arguments: list[str]) -> int:
+    """Run from the command line. Returns the exit code: 0 done, 1 failed.
+
+    The config: model (a Hugging Face folder), device, dtype, batch_size, threads, and tasks: by name the folder of each one's forms, where
+    its scores go too.
+    """
+    config = yaml.safe_load(Path(arguments[0]).read_text())
+    import torch
+
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
+    try:
+        engine = Engine(config["model"], config["device"], config["dtype"], config["batch_size"])
+        for name, folder in config["tasks"].items():
+            scores, samples = evaluate(TASKS[name], requests.load(Path(folder)), engine)
+            with (Path(folder) / SAMPLES).open("w") as stream:
+                stream.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+            unfinished = Path(folder) / f"{SCORES}.unfinished"
+            unfinished.write_text(json.dumps(scores, indent=1))
+            unfinished.rename(Path(folder) / SCORES)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
