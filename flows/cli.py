@@ -134,6 +134,9 @@ def run(
     flow: Annotated[str, typer.Argument(metavar="FLOW", help=", ".join(FLOWS))],
     recipe_file: RecipeFile,
     set_: Overrides = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="evaluate: also the tasks kept from development; the store remembers it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a flow here; what is already made is reused."""
@@ -141,12 +144,14 @@ def run(
 
     if flow not in FLOWS:
         raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
+    if held_out and flow != "evaluate":
+        raise RecipeError(f"--held-out is of `run evaluate`, not of {flow}: leave it out")
     recipe = load(recipe_file, set_)
     if not as_json:
         console.print(f"{flow} {recipe.name}: starting Prefect ...")
     module = flow.replace("-", "_")
     with _listening(as_json):
-        summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe)
+        summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe, **({"held_out": True} if held_out else {}))
     report_path = _report(recipe) if flow == "end-to-end" else None
     rows = _micro_anneals(recipe, summary) if flow in ("end-to-end", "micro-anneal") else []
     if as_json:

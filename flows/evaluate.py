@@ -11,6 +11,6 @@ from flows.summary import RunSummary
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe.name}", persist_result=False)
-def evaluate(recipe: Recipe) -> RunSummary:
-    """Held-out loss and bits per byte of every checkpoint."""
-    return run_stage(recipe, "evaluate", Pipeline.evaluate_all)
+def evaluate(recipe: Recipe, held_out: bool = False) -> RunSummary:
+    """Held-out loss and bits per byte of every checkpoint and its scores on tasks; with `held_out` also on those kept from development."""
+    return run_stage(recipe, "evaluate", Pipeline.evaluate_held_out if held_out else Pipeline.evaluate_all)

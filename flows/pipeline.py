@@ -15,14 +15,16 @@ from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO, MicroAnneal, RateRun, mix_soup
 from olmo_model.config import ABLATIONS
-from tasks import evaluate, export, mix, soup, train
+from tasks import downstream, evaluate, export, mix, raw_files, soup, train
 from tasks.beside import Beside, Job, gpus_of
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
 from tasks.mix_plan import MixSpec
+from tasks.olmes.definitions import Suite
 from tasks.progress import Watch, ignore
 from tasks.shards import Artifact, Runner, ShardRef, ShardTask, input_files
+from tasks.sources.base import RawFile
 from tasks.store import Store
 
 TO_ZERO = {"kind": "linear_to_zero"}
@@ -288,7 +290,10 @@ class Pipeline(Curation):
 
     def micro_anneal_all(self) -> Artifact:
         """Every micro-anneal, evaluated beside the checkpoint that all start from."""
-        return self._evaluate("micro-anneals", {"pretrained": self.pretrain(), **self.micro_anneals()}, None)
+        pretrained, runs = self.pretrain(), self.micro_anneals()
+        evaluated = self._evaluate("micro-anneals", {"pretrained": pretrained, **runs}, None)
+        self._downstream_all("development", {"pretrained": pretrained, **{f"{MICRO}{label}": run for label, run in runs.items()}})
+        return evaluated
 
     def learning_rates_all(self) -> Artifact:
         """Every run of the learning-rate study, evaluated."""
@@ -296,10 +301,45 @@ class Pipeline(Curation):
 
     def evaluate_all(self) -> Artifact:
         """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""
-        checkpoints = {"pretrained": self.pretrain()}
-        if self.recipe.anneal is not None:
-            checkpoints |= {**self.anneals(), **self.mix_soups(), "soup": self.soup()}
-        return self._evaluate("checkpoints", checkpoints, self.mix(self._require("pretrain").mix))
+        checkpoints = self._checkpoints()
+        evaluated = self._evaluate("checkpoints", checkpoints, self.mix(self._require("pretrain").mix))
+        self._downstream_all("development", checkpoints)
+        return evaluated
+
+    def _checkpoints(self) -> dict[str, Artifact]:
+        if self.recipe.anneal is None:
+            return {"pretrained": self.pretrain()}
+        return {"pretrained": self.pretrain(), **self.anneals(), **self.mix_soups(), "soup": self.soup()}
+
+    def evaluate_held_out(self) -> None:
+        """`evaluate_all`, and the held-out tasks, which development may not look at: that somebody does is written into the store."""
+        names = downstream.names("held_out", self.recipe.evaluation.tasks)
+        if not names:
+            raise UserError(f"the recipe {self.recipe.name} has no held-out task: give one (gsm8k) in evaluation.tasks")
+        self.evaluate_all()
+        checkpoints = self._checkpoints()
+        if not self.runner.plan_only:
+            downstream.log_held_out(self.store, self.recipe.name, names, list(checkpoints))
+        self._downstream_all("held_out", checkpoints)
+
+    def _downstream_all(self, suite: Suite, checkpoints: dict[str, Artifact]) -> None:
+        names = downstream.names(suite, self.recipe.evaluation.tasks)
+        for label, checkpoint in checkpoints.items() if names else ():
+            self._downstream(suite, names, label, self.model(label, checkpoint))
+
+    def _downstream(self, suite: Suite, names: list[str], label: str, model: Artifact) -> Artifact:
+        """A model's scores on the tasks of a suite. Those on held-out tasks are an artifact of their own."""
+        precision, tasks = self._require("pretrain").precision, []
+        for task in names:
+            files = self.recipe.evaluation.tasks[task]
+            raw, shots = self._task_files(task, files.paths), self._task_files(task, files.shot_paths)
+            tasks.append(downstream.task(task, files, precision, model.refs[0], raw, shots))
+        job = downstream.DownstreamJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, tasks)
+        name = label if suite == "development" else f"{label}: held-out"
+        return self._once("downstream", name, lambda: self.runner.run(downstream.STEP, name, tasks, inputs=[model], launch=job))
+
+    def _task_files(self, name: str, paths: list[str]) -> list[RawFile]:
+        return raw_files.find(self.store, f"evaluation.tasks.{name}", paths)[0] if paths else []
 
     def soup_all(self) -> Artifact:
         """The soup, and its model in Hugging Face's form."""

@@ -152,7 +152,7 @@ class Recipe(Section):
             raise ValueError("pretrain needs a `model`")
         if self.model:
             self.model.config(128, self.sequence_length)  # raises where the sizes do not fit each other
-        self._soup_can_be_exported()
+        self._models_can_be_exported()
         self._batch_fits()
         self._copies_fit()
         self._micro_anneals_fit()
@@ -192,14 +192,16 @@ class Recipe(Section):
             elif not set(labels) <= set("012345"):
                 raise ValueError(f"{key}: a regressor learns numbers from 0 to 5, but the labels are {', '.join(labels)}")
 
-    def _soup_can_be_exported(self) -> None:
+    def _models_can_be_exported(self) -> None:
         """Said before the run and not after all its training."""
-        changed = self.model.config(128, self.sequence_length).ablations() if self.model and self.anneal else {}
+        exported = [key for key, there in (("anneal", self.anneal), ("evaluation.tasks", self.evaluation.tasks)) if there]
+        changed = self.model.config(128, self.sequence_length).ablations() if self.model and exported else {}
         for name, value in changed.items():
             if name != "init":  # which leaves the architecture as it is
+                what = "the soup of `anneal` is" if exported == ["anneal"] else "the models that `evaluation.tasks` scores are"
                 raise ValueError(
-                    f"model.{name} is {value}, which Hugging Face's Olmo2ForCausalLM does not have, and the soup of `anneal` is exported to it: "
-                    "leave out `anneal` to pretrain and micro-anneal such a model"
+                    f"model.{name} is {value}, which Hugging Face's Olmo2ForCausalLM does not have, and {what} exported to it: "
+                    f"leave out {' and '.join(f'`{key}`' for key in exported)} to pretrain and micro-anneal such a model"
                 )
 
     def _batch_fits(self) -> None:

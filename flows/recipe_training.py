@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 from flows.section import Section
 from flows.section import at as _at
 from olmo_model.config import ABLATIONS, PRESETS, ModelConfig
+from tasks.downstream import TaskFiles
 from tasks.mix_plan import MixSource, MixSpec
+from tasks.olmes.definitions import TASKS, MultipleChoice
 
 MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
 
@@ -356,7 +358,7 @@ class LearningRates(Section):
 
 
 class Evaluation(Section):
-    """Held-out loss and bits per byte by source."""
+    """Held-out loss and bits per byte by source, and scores on tasks."""
 
     batch_instances: int = Field(default=16, ge=1, description="Windows at once a rank.", json_schema_extra=_at(0))
     while_training_every: int | None = Field(
@@ -365,3 +367,22 @@ class Evaluation(Section):
         description="Score running trainings too, every so many steps; never where left empty.",
         json_schema_extra=_at(1),
     )
+    tasks: dict[str, TaskFiles] = Field(
+        default={}, description="Evaluation tasks (report, Table 20) by name, with their files.", json_schema_extra=_at(2)
+    )
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> Evaluation:
+        for name, files in self.tasks.items():
+            if name not in TASKS:
+                raise ValueError(f"tasks.{name}: there is no such task; there are {', '.join(TASKS)}")
+            task = TASKS[name]
+            by_subject = isinstance(task, MultipleChoice) and task.shots_of is None
+            if by_subject != bool(files.shot_paths):
+                raise ValueError(
+                    f"tasks.{name}: shot_paths {'are needed: its shots are by subject' if by_subject else 'are for mmlu only'}"
+                )
+        sizes = {self.tasks[name].instances for name in ("gsm_star", "gsm8k") if name in self.tasks}
+        if len(sizes) > 1:
+            raise ValueError("tasks.gsm8k: its instances are those that tasks.gsm_star leaves; give both the same `instances`")
+        return self

@@ -29,22 +29,31 @@ def read(task: AnyTask, files: Sequence[RawFile]) -> list[Question | Problem]:
             if missing:
                 raise UserError(f"{where}: a record of the task {task.name} needs the field {missing[0]}; mend the file, or give another")
             try:
-                asked.append(task.read(record))
+                asked.append(_checked(task.read(record)))
             except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                raise UserError(f"{where}: cannot be read as a record of the task {task.name} ({error!r}); mend the file") from error
+                raise UserError(f"{where}: cannot be read as a record of the task {task.name} ({error}); mend the file") from error
+    return asked
+
+
+def _checked(asked: Question | Problem) -> Question | Problem:
+    if isinstance(asked, Problem):
+        if not asked.answers or not all(isinstance(answer, str) for answer in asked.answers):
+            raise ValueError("it has no answer in words")
+    elif not all(isinstance(choice, str) and choice for choice in asked.choices):
+        raise ValueError("a choice is empty or no text")
+    elif not 0 <= asked.gold < len(asked.choices):
+        raise ValueError(f"the right choice is number {asked.gold} of {len(asked.choices)}, counted from 0")
     return asked
 
 
 def counted(task: AnyTask, instances: int, sample: int | None) -> list[int]:
     """The rows that count: `sample` of them by seed, in the order that the seed gives, or for a `rest` all others in theirs."""
-    if sample is None or sample >= instances:
-        chosen = list(range(instances))
-    else:
-        chosen = random.Random(SEED).sample(range(instances), sample)
+    rows = range(instances)
+    chosen = list(rows) if sample is None or sample >= instances else random.Random(SEED).sample(rows, sample)
     if task.part == "sample":
         return chosen
     taken = set(chosen)
-    return [row for row in range(instances) if row not in taken]
+    return [row for row in rows if row not in taken]
 
 
 def _records(file: RawFile) -> Iterator[tuple[str, Any]]:
@@ -58,6 +67,8 @@ def _records(file: RawFile) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"line {number}", json.loads(line)
             except ValueError as error:
-                raise UserError(f"{file.shown}, line {number}: is no JSON ({error}); an evaluation file is JSON lines or Parquet") from error
+                raise UserError(
+                    f"{file.shown}, line {number}: is no JSON ({error}); an evaluation file is JSON lines or Parquet"
+                ) from error
     except StreamFault as fault:
         raise UserError(f"{file.shown}, byte {fault.offset}: {fault.cause}; fetch the file again") from fault

@@ -20,7 +20,7 @@ from tasks.olmes import requests, scoring
 from tasks.olmes.definitions import TASKS, AnyTask, Generative, MultipleChoice
 from tasks.olmes.requests import Form
 
-SCORES, SAMPLES = "scores.json", "samples.jsonl"
+SCORES, SAMPLES, REQUESTS = "scores.json", "samples.jsonl", "lm_eval"
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,19 @@ def _generated(task: Generative, form: Form, answered: Answered) -> tuple[dict[s
 def main(arguments: list[str]) -> int:
     """Run from the command line. Returns the exit code: 0 done, 1 failed.
 
-    The config: model (a Hugging Face folder), device, dtype, batch_size, threads, and tasks: by name the folder of each one's forms, where
-    its scores go too.
+    The config: model (a Hugging Face folder), device (auto, cpu or cuda), dtype, batch_size, threads (or null), and tasks: by name the
+    folder that each one's scores go into, with its forms in `lm_eval/`.
     """
     config = yaml.safe_load(Path(arguments[0]).read_text())
     import torch
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
+    device = config["device"] if config["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        engine = Engine(config["model"], config["device"], config["dtype"], config["batch_size"])
+        engine = Engine(config["model"], device, config["dtype"], config["batch_size"])
         for name, folder in config["tasks"].items():
-            scores, samples = evaluate(TASKS[name], requests.load(Path(folder)), engine)
+            scores, samples = evaluate(TASKS[name], requests.load(Path(folder) / REQUESTS), engine)
             with (Path(folder) / SAMPLES).open("w") as stream:
                 stream.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
             unfinished = Path(folder) / f"{SCORES}.unfinished"
