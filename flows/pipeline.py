@@ -335,7 +335,7 @@ class Pipeline(Curation):
             raw, shots = self._task_files(task, files.paths), self._task_files(task, files.shot_paths)
             tasks.append(downstream.task(task, files, precision, model.refs[0], raw, shots))
         job = downstream.DownstreamJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, tasks)
-        name = label if suite == "development" else f"{label}: held-out"
+        name = label if suite == "development" else label + downstream.HELD_OUT
         return self._once("downstream", name, lambda: self.runner.run(downstream.STEP, name, tasks, inputs=[model], launch=job))
 
     def _task_files(self, name: str, paths: list[str]) -> list[RawFile]:

@@ -69,6 +69,7 @@ class Gathering(MidTraining):
             learning_rates=self.learning_rates(),
             soups=self._soups(),
             tried_soups=self._tried_soups(),
+            tasks=[score for node in self._of("downstream") for score in self._task_scores(node)],
             artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
             recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
         )

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from flows.recipe import Recipe
 from flows.recipe_training import mix_soup
 from flows.summary import RunSummary
-from tasks import evaluate, report_data, soup
+from tasks import downstream, evaluate, report_data, soup
+from tasks.olmes.run import SCORES
 from tasks.report_micro_anneals import gpu_hours, mean_scores
 from tasks.shards import ShardRef, input_files
 from tasks.store import Books, Record, Store
@@ -169,3 +170,25 @@ class MidTraining:
         if node is None or self.recipe.anneal is None or self.recipe.anneal.soup.kind != "greedy":
             return []
         return [report_data.TriedSoup(**tried) for tried in json.loads(self._file(node, soup.GREEDY).read_text())["tried"]]
+
+    def _task_scores(self, node: Node) -> list[report_data.TaskScore]:
+        found = []
+        for key in node["keys"]:
+            told = json.loads(input_files(self.store, ShardRef(node["step"], key))[SCORES].read_text())
+            forms = {form: ways[told["normalization"] if form == "cf" else "none"]["score"] for form, ways in told.get("forms", {}).items()}
+            found.append(
+                report_data.TaskScore(
+                    node["name"].removesuffix(downstream.HELD_OUT),
+                    told["task"],
+                    told["suite"],
+                    told["metric"],
+                    told["score"],
+                    told["standard_error"],
+                    told["instances"],
+                    told.get("form", ""),
+                    forms,
+                    told["bits_per_byte"]["score"] if "bits_per_byte" in told else None,
+                    max(each["cut"] for each in told["runs"].values()),
+                )
+            )
+        return found

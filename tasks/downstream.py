@@ -22,6 +22,7 @@ from tasks.sources.base import RawFile
 from tasks.store import Attempt, Books, Store
 
 STEP = Step("downstream", 1, "tasks.downstream", ("lm-eval", "transformers", "torch"))
+HELD_OUT = ": held-out"  # ends the names of artifacts of that suite
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 

@@ -380,6 +380,23 @@ class Artifact:
 
 
 @dataclass
+class TaskScore:
+    """A model on an evaluation task. form: the one that counts of a multiple-choice task, `forms` has both. cut: prompts over the window."""
+
+    model: str
+    task: str
+    suite: Literal["development", "held_out"]
+    metric: str
+    score: float
+    standard_error: float | None
+    instances: int
+    form: str = ""
+    forms: dict[str, float] = field(default_factory=dict)
+    bits_per_byte: float | None = None
+    cut: int = 0
+
+
+@dataclass
 class ReportData:
     """Everything on the page. Whatever a run did not do is left empty, and its section says so."""
 
@@ -405,6 +422,7 @@ class ReportData:
     learning_rates: list[RateRow] = field(default_factory=list)
     soups: list[SoupRow] = field(default_factory=list)
     tried_soups: list[TriedSoup] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     recipe: str = ""  # YAML, in full
 

@@ -30,6 +30,7 @@ from tasks.report_data import (
 from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
 from tasks.report_micro_anneals import ALL, micro_anneals, score_names
+from tasks.report_tasks import tasks_table
 from trainer.spikes import spike_score
 
 _HERE = Path(__file__).parent
@@ -43,6 +44,7 @@ _SECTIONS = (
     ("training", "Training"),
     ("micro-anneals", "Micro-anneals"),
     ("soup", "Ingredients and soup"),
+    ("tasks", "Tasks"),
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
@@ -70,6 +72,7 @@ def render(data: ReportData) -> str:
         training=_training(data.runs),
         micro=micro_anneals(data.micro_anneals),
         soup=_soup(data.checkpoints),
+        tasks=tasks_table(data.tasks),
         graph=lineage(data.artifacts),
         recipe=_yaml(data.recipe),
     )

@@ -63,14 +63,12 @@ class Task:
 class MultipleChoice(Task):
     """Asked in cloze (CF) and in multiple-choice form (MCF), of which the better one counts.
 
-    normalization: of the log-likelihoods in cloze form. choose: what MCF asks before its choices. cloze_answer: what CF asks for the answer
-    with. fills_blank: the choices stand in the text's `___`, and CF compares what follows it. described: MMLU's opening line by subject.
+    normalization: of the log-likelihoods in cloze form. fills_blank: the choices stand in the text's `___`, and CF compares what follows it.
+    described: the prompt begins with MMLU's line about the subject.
     """
 
     read: Callable[[Mapping[str, Any]], Question]
     normalization: Normalization
-    choose: str = ""
-    cloze_answer: str = "\nAnswer:"
     fills_blank: bool = False
     described: bool = False
 

@@ -102,8 +102,8 @@ def _cloze(task: MultipleChoice, questions: list[Question], examples: Callable[[
         return Form("cf", config | {"metric_list": [{"metric": "acc", **_MEAN}]}, rows)
     rows = []
     for each in questions:
-        shown = [f"{task.before}{shot.text}{task.cloze_answer} {shot.choices[shot.gold]}" for shot in examples(each.subject)]
-        context = _prompt(task, each, [*shown, f"{task.before}{each.text}{task.cloze_answer}"])
+        shown = [f"{task.before}{shot.text}\nAnswer: {shot.choices[shot.gold]}" for shot in examples(each.subject)]
+        context = _prompt(task, each, [*shown, f"{task.before}{each.text}\nAnswer:"])
         rows.append({"context": context, "choices": each.choices, "gold": each.gold})
     return Form("cf", config, rows)
 
@@ -127,7 +127,7 @@ def _letters(task: MultipleChoice, questions: list[Question], examples: Callable
 
 def _lettered(task: MultipleChoice, question: Question) -> str:
     choices = "".join(f"\n {letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
-    return f"{task.before}{question.text}{task.choose}{choices}\nAnswer:"
+    return f"{task.before}{question.text}{choices}\nAnswer:"
 
 
 def _generate(task: Generative, problems: list[Problem], shots: int) -> Form:

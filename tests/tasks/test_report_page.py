@@ -34,6 +34,7 @@ from tasks.report_data import (
     SourceFlow,
     SourceScores,
     Stage,
+    TaskScore,
     TrainingRun,
 )
 from tasks.report_lineage import lineage
@@ -129,6 +130,9 @@ def full_data() -> ReportData:
         checkpoints=[Checkpoint("unigram", "baseline", {"all": Score(4.0)}), Checkpoint("p", "pretrained", scores),
                      Checkpoint("a1", "ingredient", {"all": Score(1.9)}), Checkpoint("a2", "ingredient", {"all": Score(1.8)}),
                      Checkpoint("mean", "soup", {"all": Score(1.7)})],
+        tasks=[TaskScore("p", "arc_easy", "development", "accuracy", 0.25, 0.0123, 570, "cf", {"cf": 0.25, "mcf": 0.2}, 1.234),
+               TaskScore("mean", "arc_easy", "development", "accuracy", 0.317, 0.0204, 570, "mcf", {"cf": 0.3, "mcf": 0.317}, 1.1, 7),
+               TaskScore("mean", "gsm8k", "held_out", "exact_match", 0.023, None, 1)],
         artifacts=[Artifact("aaaa1111bbbb", "ingest", "web", 3, 1.5, True),
                    Artifact("cccc2222dddd", "tokenize", "web", 3, 2.5, False, ["aaaa1111bbbb"])],
         recipe="# comment\nname: demo\n",
@@ -148,6 +152,7 @@ def test_every_section_is_there_and_every_element_is_closed():
         "training",
         "micro-anneals",
         "soup",
+        "tasks",
         "lineage",
         "recipe",
     ]
@@ -201,6 +206,7 @@ def test_every_section_is_there_and_every_element_is_closed():
         "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
         "micro-anneals": ["2x maths", "49.3 %", "798M", "1.900", "−0.100", "+0.100", "copies", "n/a"],
         "soup": ["unigram", "a1", "a2", "mean", "1.700 ★", "−15.0 %"],
+        "tasks": ["arc_easy", "gsm8k", "held out", "25.0", "±1.2", "31.7", "†", "±2.0", "–", "2.3", "7 of mean's on arc_easy"],
         "lineage": ["ingest", "tokenize", "aaaa1111", "reused", "cccc2222"],
         "recipe": ["# comment", "name", ": demo"],
     }
@@ -210,7 +216,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 11
+    assert sum(tag == "section" for tag, _ in page.elements) == 12
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
