@@ -149,6 +149,8 @@ class Pipeline(Curation):
 
     def pretrain(self) -> Artifact:
         config = self._require("pretrain")
+        if self.recipe.evaluation.tasks and not self.runner.plan_only:
+            downstream.check_installed()
         return self._train("pretrain", self.mix(config.mix), None, config.data_seed, self._cosine(), config.steps)
 
     def _cosine(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import json
 import time
 import uuid
@@ -52,6 +53,12 @@ class TaskFiles(BaseModel):
 def names(suite: Suite, given: Iterable[str]) -> list[str]:
     """Those of the given tasks that are in a suite."""
     return [name for name in given if TASKS[name].suite == suite]
+
+
+def check_installed() -> None:
+    """Raise UserError where lm-eval is not installed: better told before the training than after it."""
+    if importlib.util.find_spec("lm_eval") is None or importlib.util.find_spec("accelerate") is None:
+        raise UserError("evaluation.tasks needs lm-eval: install olmoflow with its extra `eval`, or leave the tasks out")
 
 
 def task(name: str, files: TaskFiles, precision: str, model: ShardRef, raw: list[RawFile], shot_files: list[RawFile]) -> ShardTask:

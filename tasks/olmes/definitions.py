@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +64,13 @@ class Task:
 class MultipleChoice(Task):
     """Asked in cloze (CF) and in multiple-choice form (MCF), of which the better one counts.
 
-    normalization: of the log-likelihoods in cloze form. fills_blank: the choices stand in the text's `___`, and CF compares what follows it.
+    normalization: of the log-likelihoods in cloze form. continues: the choices go on with the text, which asks nothing. fills_blank: the choices stand in the text's `___`, and CF compares what follows it.
     described: the prompt begins with MMLU's line about the subject.
     """
 
     read: Callable[[Mapping[str, Any]], Question]
     normalization: Normalization
+    continues: bool = False
     fills_blank: bool = False
     described: bool = False
 
@@ -108,6 +110,16 @@ def _winogrande(record: Mapping[str, Any]) -> Question:
     return Question(f"{before}___{after}", [record["option1"], record["option2"]], int(record["answer"]) - 1)
 
 
+def _hellaswag(record: Mapping[str, Any]) -> Question:
+    text = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"
+    return Question(_without_marks(text), [_without_marks(ending) for ending in record["endings"]], int(record["label"]))
+
+
+def _without_marks(text: str) -> str:
+    """Without the marks in brackets that WikiHow's pages left in HellaSwag; a title ends a sentence."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
 def _mmlu(record: Mapping[str, Any]) -> Question:
     return Question(record["question"].strip(), list(record["choices"]), int(record["answer"]), record["subject"])
 
@@ -144,6 +156,15 @@ _ALL: list[AnyTask] = [
     _choice("arc_challenge", ("question", *_LABELLED), None, "pmi", _labelled("question")),
     _choice("arc_easy", ("question", *_LABELLED), 1000, "character", _labelled("question")),
     _choice("csqa", ("question", *_LABELLED), None, "pmi", _labelled("question")),
+    _choice(
+        "hellaswag",
+        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        1000,
+        "character",
+        _hellaswag,
+        before="",
+        continues=True,
+    ),
     _choice("openbookqa", ("question_stem", *_LABELLED), None, "pmi", _labelled("question_stem")),
     _choice(
         "piqa",

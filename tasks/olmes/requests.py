@@ -100,10 +100,11 @@ def _cloze(task: MultipleChoice, questions: list[Question], examples: Callable[[
         config |= {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
         rows = [_filled(task, each, examples(each.subject)) for each in questions]
         return Form("cf", config | {"metric_list": [{"metric": "acc", **_MEAN}]}, rows)
+    answer = "" if task.continues else "\nAnswer:"
     rows = []
     for each in questions:
-        shown = [f"{task.before}{shot.text}\nAnswer: {shot.choices[shot.gold]}" for shot in examples(each.subject)]
-        context = _prompt(task, each, [*shown, f"{task.before}{each.text}\nAnswer:"])
+        shown = [f"{task.before}{shot.text}{answer} {shot.choices[shot.gold]}" for shot in examples(each.subject)]
+        context = _prompt(task, each, [*shown, f"{task.before}{each.text}{answer}"])
         rows.append({"context": context, "choices": each.choices, "gold": each.gold})
     return Form("cf", config, rows)
 
@@ -127,7 +128,8 @@ def _letters(task: MultipleChoice, questions: list[Question], examples: Callable
 
 def _lettered(task: MultipleChoice, question: Question) -> str:
     choices = "".join(f"\n {letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False))
-    return f"{task.before}{question.text}{choices}\nAnswer:"
+    choose = "\nChoose the best continuation:" if task.continues else ""
+    return f"{task.before}{question.text}{choose}{choices}\nAnswer:"
 
 
 def _generate(task: Generative, problems: list[Problem], shots: int) -> Form:

@@ -37,10 +37,8 @@ class Engine:
 
     def __init__(self, model: str, device: str, dtype: str, batch_size: int) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the data are here already
-        try:
-            from lm_eval.models.huggingface import HFLM
-        except ImportError as error:
-            raise UserError(f"evaluation.tasks needs lm-eval ({error}): install olmoflow with its extra `eval`") from error
+        from lm_eval.models.huggingface import HFLM
+
         self.lm = HFLM(pretrained=model, device=device, dtype=dtype, batch_size=batch_size)
 
     def __call__(self, forms: Mapping[str, Form]) -> dict[str, Answered]:

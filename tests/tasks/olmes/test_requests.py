@@ -3,12 +3,13 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 
 from tasks.errors import UserError
 from tasks.olmes import data, requests
-from tasks.olmes.definitions import TASKS, Problem
+from tasks.olmes.definitions import TASKS, Problem, Question
 
 FILES = {"csqa": "commonsense_qa", "socialiqa": "social_iqa"}
 
@@ -67,6 +68,33 @@ def test_the_prompts_of_squad_are_those_of_olmes(samples):
         text = each["doc"]["query"].removeprefix("Title: ").removesuffix("\nAnswer:")
         (form,) = requests.forms(TASKS["squad"], [Problem(text, ["an answer"])])
         assert form.rows[0]["context"] == each["request"]["context"]
+
+
+def test_the_letters_of_hellaswag_are_those_of_olmes(samples):
+    expected = [each for each in theirs(samples, "hellaswag__mc_5shot") if each["request"]["continuation"] == " A"]
+    asked_for = []
+    for each in expected:
+        text, choices = each["doc"]["query"].removesuffix("\nAnswer:").split("\nChoose the best continuation:\n A. ")
+        asked_for.append(Question(text, re.split(r"\n [B-D]\. ", choices), each["doc"]["gold"]))
+    letters = requests.forms(TASKS["hellaswag"], asked_for)[1]
+    assert [row["context"] for row in letters.rows] == [each["request"]["context"] for each in expected]
+
+
+def test_hellaswag_is_read_as_lm_eval_reads_it(write):
+    datasets = pytest.importorskip("datasets")
+    from lm_eval.tasks.hellaswag.utils import process_docs
+
+    marks = ["[header] How to sit [title] Find a chair. [step] Look  around.", "A man sits [substeps]"]
+    records = [
+        {"activity_label": "Sitting", "ctx_a": context, "ctx_b": "he Then", "endings": [" sits [step] down.", "stands  up."], "label": "1"}
+        for context in marks
+    ]
+    questions = data.read(TASKS["hellaswag"], [write(records)])
+    expected = process_docs(datasets.Dataset.from_list(records))
+    assert [(each.text, each.choices, each.gold) for each in questions] == [(e["query"], e["choices"], e["gold"]) for e in expected]
+    cloze = requests.forms(TASKS["hellaswag"], questions, 1)[0]
+    shot = "force you to act.  Sometimes extreme pain can distort our perception. Waiting before taking action will give your mind time to clear.\n\n"
+    assert shot in cloze.rows[0]["context"] and cloze.rows[0]["context"].endswith(questions[0].text)
 
 
 def test_gsm_star_and_the_held_out_rest_have_nothing_in_common_and_are_all():
