@@ -7,7 +7,7 @@ from typing import Any
 from tasks import masking
 from tasks.documents import FILE, DocumentWriter
 from tasks.shards import Input, Shard, ShardTask, Step, library_version
-from tasks.sources import READERS, SourceConfig, place, typed_columns, warc
+from tasks.sources import READERS, SourceConfig, place, typed_columns, unit, warc
 from tasks.sources.base import Bad, Dropped, RawFile, WatchedFile
 from tasks.sources.config import URL_LISTS
 from tasks.store import Books
@@ -37,7 +37,7 @@ def run(shard: Shard) -> Books:
     raw: RawFile = shard.one("raw")
     source = shard.config["source"]
     config = _config(shard, raw)
-    books = Books(unit="posts" if config.format == "stackexchange" else "records")
+    books = Books(unit=unit(config))
     writer = DocumentWriter(shard.folder / FILE, source, typed_columns(config))
     for item in READERS[config.format](_watched(raw, shard, books), config):
         books.read += item.units

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.sources import SourceConfig, belongs
+from tasks.sources import SourceConfig, arithmetic, belongs
 from tasks.sources.base import RawFile
 from tasks.storage import Storage, open_file, shown, stamp
 from tasks.store import Store, fingerprint, sha256_of
@@ -21,7 +21,11 @@ class Unreachable(UserError):
 
 
 def find_source(store: Store, source: str, config: SourceConfig) -> tuple[list[RawFile], list[RawFile]]:
-    """The files of a source; of a folder, those that belong to its format."""
+    """The files of a source; of a folder, those that belong to its format. What is made up has parts instead of files."""
+    if config.format == "arithmetic":
+        if config.paths:  # not refused by the config itself: a shard's settings come back with the path of its one part
+            raise UserError(f"{source}: arithmetic is made up, not read from files; leave its `paths` out")
+        return arithmetic.parts(config), []
     return find(store, source, config.paths, lambda name: belongs(name, config.format))
 
 

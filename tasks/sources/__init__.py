@@ -6,10 +6,12 @@ import fnmatch
 
 import pyarrow as pa
 
-from tasks.sources import dclm, dolma, json_file, jsonl, parquet, stackexchange, starcoder, text, warc
+from tasks.sources import arithmetic, dclm, dolma, json_file, jsonl, parquet, stackexchange, starcoder, text, warc
 from tasks.sources.base import Bad, Dropped, Item, RawFile, Reader, Record
 from tasks.sources.config import Column, Fields, Format, SourceConfig
 from tasks.sources.fields import arrow_types
+from tasks.sources.synthesis import synthesized
+from tasks.sources.synthetic import ReplaceNumbers
 
 __all__ = [
     "READERS",
@@ -25,6 +27,7 @@ __all__ = [
     "belongs",
     "place",
     "typed_columns",
+    "unit",
 ]
 
 READERS: dict[Format, Reader] = {
@@ -32,11 +35,12 @@ READERS: dict[Format, Reader] = {
     "dolma": dolma.read,
     "starcoder": starcoder.read,
     "stackexchange": stackexchange.read,
-    "jsonl": jsonl.read,
-    "json": json_file.read,
-    "parquet": parquet.read,
+    "jsonl": synthesized(jsonl.read),
+    "json": synthesized(json_file.read),
+    "parquet": synthesized(parquet.read),
     "text": text.read,
     "warc": warc.read,
+    "arithmetic": arithmetic.read,
 }
 
 # Which files of a folder are a format's: a dump's side tables and its README are not.
@@ -51,6 +55,7 @@ _PATTERNS: dict[Format, tuple[str, ...]] = {
     "text": ("*.txt", "*.txt.*", "*.tex", "*.tex.*", "*.tar", "*.tar.*", "*.tgz"),
     "stackexchange": ("Posts.xml", "Posts.xml.*", "*.7z"),
     "warc": ("*.warc", "*.warc.*", "*.wet", "*.wet.*"),
+    "arithmetic": (),
 }
 
 
@@ -66,6 +71,13 @@ def belongs(name: str, format: Format) -> bool:
 def place(file: RawFile, config: SourceConfig) -> str | None:
     """What of a file's place goes into its records, and so into the key of its shard: the site of a Stack Exchange dump, else nothing."""
     return stackexchange.site_of(file, config) if config.format == "stackexchange" else None
+
+
+def unit(config: SourceConfig) -> str:
+    """What a reader's `units` count."""
+    if config.format == "stackexchange":
+        return "posts"
+    return "variants" if isinstance(config.synthetic, ReplaceNumbers) and config.synthetic.variants > 1 else "records"
 
 
 def typed_columns(config: SourceConfig) -> dict[str, pa.DataType]:

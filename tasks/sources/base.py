@@ -100,6 +100,7 @@ class Record:
     columns: dict[str, Any] = field(default_factory=dict)
     units: int = 1
     repaired: bool = False  # lone surrogates were replaced by U+FFFD
+    parts: tuple[str, ...] = ()  # further texts of the raw record, for what is made of it (`tasks.sources.synthesis`)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-Format = Literal["dclm", "dolma", "starcoder", "stackexchange", "jsonl", "json", "parquet", "text", "warc"]
+from tasks.sources.synthetic import Arithmetic, Synthetic
+
+Format = Literal["dclm", "dolma", "starcoder", "stackexchange", "jsonl", "json", "parquet", "text", "warc", "arithmetic"]
 ColumnType = Literal["float", "int", "string", "bool"]
 
 # The columns that every document has; a source's own columns need other names.
@@ -164,13 +166,13 @@ class SourceConfig(BaseModel):
     format: Format = Field(
         description=(
             "How the raw files are read: dclm (.jsonl.zst), dolma (.jsonl.gz), starcoder (Parquet), stackexchange (.7z or Posts.xml), "
-            "or jsonl, json and parquet with `fields`, or text (one document a file, also in tar archives), or warc (a crawl's WARC or WET files). "
+            "or jsonl, json and parquet with `fields`, or text (one document a file, also in tar archives), or warc (a crawl's WARC or WET files), or arithmetic (made up, no files). "
             "Compression is found from the content."
         ),
         json_schema_extra={"position": 0},
     )
     paths: list[str] = Field(
-        min_length=1,
+        default=[],
         description="Raw files: globs, folders, or URLs such as s3://bucket/folder/*.jsonl.gz.",
         json_schema_extra={"position": 1},
     )
@@ -202,6 +204,14 @@ class SourceConfig(BaseModel):
         json_schema_extra={"position": 6},
     )
     warc: Warc = Field(default_factory=Warc, description="warc: how pages become text.", json_schema_extra={"position": 7})
+    synthetic: Synthetic | None = Field(
+        default=None,
+        description="jsonl, json and parquet: problems and programs to make documents of, instead of the records as they are.",
+        json_schema_extra={"position": 8},
+    )
+    arithmetic: Arithmetic = Field(
+        default_factory=Arithmetic, description="arithmetic: what is made up.", json_schema_extra={"position": 9}
+    )
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -209,6 +219,10 @@ class SourceConfig(BaseModel):
         dumped: dict[str, Any] = handler(self)
         if self.format != "warc":
             dumped.pop("warc", None)
+        if self.format != "arithmetic":
+            dumped.pop("arithmetic", None)
+        if self.synthetic is None:
+            dumped.pop("synthetic", None)
         return dumped
 
     @model_validator(mode="after")
@@ -225,11 +239,20 @@ class SourceConfig(BaseModel):
             raise ValueError(f"`{alien[0]}` is for the format stackexchange, not {self.format}")
         if "warc" in given and self.format != "warc":
             raise ValueError(f"`warc` is for the format warc, not {self.format}")
+        if "arithmetic" in given and self.format != "arithmetic":
+            raise ValueError(f"`arithmetic` is for the format arithmetic, not {self.format}")
+        if self.synthetic is not None and self.format not in MAPPED_FORMATS:
+            raise ValueError(f"`synthetic` is for the formats {', '.join(MAPPED_FORMATS)}, not {self.format}")
+        if self.synthetic is not None and self.fields.text != "text":
+            raise ValueError("`synthetic` says itself which fields it reads: leave `fields.text` out")
+        if self.format != "arithmetic" and not self.paths:
+            raise ValueError(f"the format {self.format} needs `paths`, where its raw files lie")
         return self
 
     def output_config(self) -> dict[str, Any]:
-        """The part of the config that can change a record: everything but where the files lie, as JSON.
+        """The part of the config that can change a record: everything but where the files lie and how many documents are made up, as JSON.
 
         Settings at their default are left out, so that a new one changes no key of what is there; a new default needs a new step version.
         """
-        return self.model_dump(mode="json", exclude={"paths": True, "warc": {"url_filter": set(URL_LISTS)}}, exclude_defaults=True)
+        left_out: Any = {"paths": True, "warc": {"url_filter": set(URL_LISTS)}, "arithmetic": {"documents"}}
+        return self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)

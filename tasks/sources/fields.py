@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.sources.base import Bad, Dropped, FieldError, Item, RawFile, Record, positional_id
-from tasks.sources.config import Column, ColumnType, Fields, template_paths
+from tasks.sources.config import Column, ColumnType, Fields, SourceConfig, template_paths
 
 MISSING: Any = object()
 NULL_STRINGS = ("", "None", "null", "nan", "NaN")  # how Dolma's conversion and pandas write a null as a string
@@ -142,15 +142,33 @@ def _id_rule(path: str) -> FindId:
 class Rules:
     """How one format's raw records become documents; made once a file."""
 
-    def __init__(self, fields: Fields, find_id: FindId | None = None, required: tuple[str, ...] = ()) -> None:
-        """`find_id` gives None for a record without an id; `required` names top-level fields that must be there."""
-        self.fields = fields
+    def __init__(self, fields: Fields, find_id: FindId | None = None, required: tuple[str, ...] = (), parts: tuple[str, ...] = ()) -> None:
+        """`find_id` gives None for a record without an id; `required` names top-level fields that must be there.
+
+        parts: dotted paths of further texts that must be there, for `Record.parts`.
+        """
+        self.fields, self.parts = fields, parts
         self._text = text_rule(fields)
         self._find_id = find_id or _id_rule(fields.id)
         self._required = required
-        paths = [*fields.text_paths(), fields.id, fields.added, fields.created, *(column.field for column in fields.columns.values())]
+        paths = [
+            *fields.text_paths(),
+            *parts,
+            fields.id,
+            fields.added,
+            fields.created,
+            *(column.field for column in fields.columns.values()),
+        ]
         # A whole top-level field that became a part of the document need not stand in its metadata once more.
         self._used = frozenset(path for path in paths if "." not in path)
+
+    @classmethod
+    def of(cls, config: SourceConfig) -> Rules:
+        """The rules of a mapped format."""
+        if config.synthetic is None:
+            return cls(config.fields)
+        question, *parts = config.synthetic.paths()
+        return cls(config.fields.model_copy(update={"text": question}), parts=tuple(parts))
 
     def item(self, raw: Mapping[str, Any], number: int, position: str, source: bytes, file: RawFile, repaired: bool = False) -> Item:
         """The document of record `number` (from 1), or why there is none; `source` is the record as it lies in the file."""
@@ -163,6 +181,7 @@ class Rules:
                 return Dropped("empty text")
             columns = {name: convert(find(raw, column.field), column.type, name) for name, column in self.fields.columns.items()}
             found = self._find_id(raw)
+            parts = tuple(_text_at(raw, path, self.fields.join, False) for path in self.parts)
         except FieldError as error:
             return Bad(position, str(error), source)
         return Record(
@@ -174,6 +193,7 @@ class Rules:
             metadata=self._metadata(raw),
             columns=columns,
             repaired=repaired,
+            parts=parts,
         )
 
     def _metadata(self, raw: Mapping[str, Any]) -> dict[str, Any]:

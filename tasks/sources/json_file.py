@@ -28,7 +28,7 @@ class _Malformed(Exception):
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
     """One item an element. After a malformed element the rest of an array is one Bad: where the next one begins nobody can tell."""
-    rules = Rules(config.fields)
+    rules = Rules.of(config)
     if not _is_one_value(file):
         yield from read_lines(file, rules)
         return

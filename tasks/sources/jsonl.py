@@ -16,7 +16,7 @@ from tasks.sources.stream import MAX_PIECE_BYTES, StreamFault, TooLong, lines
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
     """One item a line, by the mapping `config.fields`."""
-    return read_lines(file, Rules(config.fields))
+    return read_lines(file, Rules.of(config))
 
 
 def read_lines(file: RawFile, rules: Rules) -> Iterator[Item]:

@@ -20,11 +20,12 @@ BATCH_ROWS = 512
 
 def read(file: RawFile, config: SourceConfig) -> Iterator[Item]:
     """One item a row. Raises UserError where a path that the recipe names is in no column of the file."""
-    fields = config.fields
-    wanted = [*fields.text_paths(), *(column.field for column in fields.columns.values())]
+    rules = Rules.of(config)
+    fields = rules.fields
+    wanted = [*fields.text_paths(), *rules.parts, *(column.field for column in fields.columns.values())]
     # Only what the recipe changed: a form sends the defaults back, and a file need not have those columns.
     wanted += [path for default in ("id", "added", "created") if (path := getattr(fields, default)) != default]
-    return read_rows(file, Rules(fields), wanted)
+    return read_rows(file, rules, wanted)
 
 
 def read_rows(file: RawFile, rules: Rules, wanted: list[str]) -> Iterator[Item]:
