@@ -20,6 +20,7 @@ from tasks.storage import asking_once
 
 PEAK_FLOPS = 989.5e12  # dense bf16 of an H100 or H200
 UTILISATION = 0.4  # of the peak; what well-tuned trainers of this size reach is 0.4 to 0.5
+NAMED = 4  # runs in a sentence; more are counted
 LISTINGS_AT_ONCE = 16  # they wait for servers
 
 
@@ -128,12 +129,20 @@ def _runs(recipe: Recipe, stage: str) -> list[Run]:
         return [(decays[run.decay] if run.decay else first)._replace(name=run.name) for run in study.runs()]
     runs = [Run("pretrain", recipe.pretrain.mix, recipe.pretrain.steps)]
     if stage in ("end_to_end", "micro_anneal_all"):
-        batch = recipe.pretrain.global_batch_instances * recipe.sequence_length
-        each = recipe.micro_anneal_runs()
-        runs += [Run(run.name, f"{MICRO}{run.micro}", recipe.micro_anneals[run.micro].steps(batch)) for run in each]
+        runs += _micro_anneals(recipe, recipe.pretrain.global_batch_instances * recipe.sequence_length)
     if recipe.anneal is not None and stage in ("end_to_end", "anneals", "soup_all", "evaluate_all"):
         runs += [Run(run.name, run.mix, run.steps) for run in recipe.anneal.runs()]
     return runs
+
+
+def _micro_anneals(recipe: Recipe, batch: int) -> list[Run]:
+    """Those that are the same but for their name are trained, and stand here, once. batch: tokens of a step."""
+    found: dict[tuple[Any, ...], Run] = {}
+    for run in recipe.micro_anneal_runs():
+        micro = recipe.micro_anneals[run.micro]
+        steps, mix = micro.steps(batch), micro.spec(recipe.sequence_length)
+        found.setdefault((mix.model_dump_json(), steps, run.seed), Run(run.name, f"{MICRO}{run.micro}", steps))
+    return list(found.values())
 
 
 def _is_made(pipeline: Pipeline, step: str, name: str) -> bool:
@@ -184,7 +193,8 @@ def _notes(rows: list[dict[str, Any]], training: list[dict[str, Any]], price: fl
         notes.append(f"training: {tokens:,} tokens, {flops:.3g} FLOPs, {hours_text} H100 hours at {UTILISATION:.0%} of the peak{cost}")
     unknown = [run["name"] for run in training if run["flops"] is None]
     if unknown:
-        notes.append(f"not known before their mixes are made: the tokens of {', '.join(unknown)}")
+        names = ", ".join(unknown) if len(unknown) <= NAMED else f"{len(unknown)} runs"
+        notes.append(f"not known before their mixes are made: the tokens of {names}")
     return notes
 
 
