@@ -51,6 +51,7 @@ class Gathering(MidTraining):
                     corpus.describe() if config["sample_corpus"] else "",
                     self._unevaluated(),
                     self._unseen(),
+                    self._not_searched_for(),
                 )
                 if text
             ],
@@ -92,6 +93,16 @@ class Gathering(MidTraining):
         """A sentence about sources of which only the selection is left in the store."""
         names = sorted(node["name"] for node in self._of("select") if self._gone(node))
         return f"No scores and cuts of {', '.join(names)}: their documents or scores are not in the store any more." if names else ""
+
+    def _not_searched_for(self) -> str:
+        """A sentence about files of evaluated tasks that no scorer has looked for in what the models were trained on."""
+        scorers = {name: entry for name, entry in self.recipe.scorers.items() if isinstance(entry.scorer, ContaminationConfig)}
+        if any(entry.train is None for entry in scorers.values()):  # an index that is there does not say of which files it is
+            return ""
+        searched = {file["url"] for node in self._of("train-scorer") if node["name"] in scorers for file in node["raw_files"]}
+        asked = {file["url"] for node in self._of("downstream") for file in node["raw_files"]}
+        names = ", ".join(sorted(map(self._shown, asked - searched)))
+        return f"Sources and mixes were not searched for the evaluations in {names}: name them in a contamination scorer." if names else ""
 
     def _parameters(self) -> int | None:
         headers = [json.loads(self._file(node, "mix.json").read_text()) for node in self._of("mix")]

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from flows import cli
 from flows.pipeline import Pipeline
 from flows.recipe import Recipe, load
+from flows.report import Gathering
+from flows.summary import RunSummary
 from tasks.errors import RecipeError, UserError
 from tasks.shards import Engine, Runner
 from tasks.store import Store
@@ -117,3 +119,23 @@ def test_tasks_change_no_key_of_what_was_there(config):
             {key for artifact in runner.artifacts.values() if artifact.step not in ("downstream", "model") for key in artifact.keys}
         )
     assert keys[0] == keys[1]
+
+
+def test_the_report_names_evaluations_that_nothing_was_searched_for(config):
+    train = {"type": "contamination", "evaluations": {"gsm": [config["sources"]["web"]]}}
+    config["scorers"] = {"found": {"scorer": {"type": "contamination"}, "train": train}}
+    recipe = Recipe.model_validate(config)
+
+    def notices(searched: list[str]) -> list[str]:
+        nodes = {"train-scorer": ("found", searched), "downstream": ("soup", ["/data/arc.jsonl", "/data/gsm.jsonl"])}
+        artifacts = {
+            step: {"step": step, "name": name, "keys": [], "inputs": [], "raw_files": [{"url": url, "size": 1} for url in urls]}
+            for step, (name, urls) in nodes.items()
+        }
+        summary = RunSummary.of(Pipeline(recipe, Runner(Store(recipe.store), Engine(), plan_only=True)), "evaluate", "now", 1.0)
+        summary.artifacts = artifacts
+        return [text for text in Gathering(Store(recipe.store), recipe, summary).data().notices if "not searched" in text]
+
+    assert notices(["/data/arc.jsonl", "/data/gsm.jsonl"]) == []
+    (notice,) = notices(["/data/arc.jsonl"])
+    assert "/data/gsm.jsonl" in notice and "arc.jsonl" not in notice
