@@ -12,7 +12,8 @@ import yaml
 
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO
-from flows.report_mid_training import MidTraining, Node
+from flows.report_compute import Compute
+from flows.report_mid_training import Node
 from flows.summary import load_summary
 from tasks import annotate, contamination, corpus, evaluate, report_data
 from tasks.measure import Hits, Measured
@@ -32,7 +33,7 @@ def write_report(recipe: Recipe) -> str:
     return str(Path(store.full(path)).resolve()) if store.is_local else f"{recipe.store.rstrip('/')}/{path}"
 
 
-class Gathering(MidTraining):
+class Gathering(Compute):
     """Reads a run's artifacts into the report's dataclasses; what the run did not do stays empty."""
 
     def data(self) -> report_data.ReportData:
@@ -71,6 +72,7 @@ class Gathering(MidTraining):
             soups=self._soups(),
             tried_soups=self._tried_soups(),
             tasks=[score for node in self._of("downstream") for score in self._task_scores(node)],
+            compute=self.compute(),
             artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
             recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
         )

@@ -171,6 +171,16 @@ class MidTraining:
             return []
         return [report_data.TriedSoup(**tried) for tried in json.loads(self._file(node, soup.GREEDY).read_text())["tried"]]
 
+    def _tasks_by_checkpoint(self) -> dict[str, list[report_data.TaskScore]]:
+        """Scores on tasks by the id of the train or soup artifact; one checkpoint may bear several names."""
+        models = {node["id"]: node for node in self._of("model")}
+        found: dict[str, list[report_data.TaskScore]] = {}
+        for node in self._of("downstream"):
+            model = next((models[name] for name in node["inputs"] if name in models), None)
+            if model is not None:
+                found.setdefault(model["inputs"][0], []).extend(self._task_scores(node))
+        return found
+
     def _task_scores(self, node: Node) -> list[report_data.TaskScore]:
         found = []
         for key in node["keys"]:

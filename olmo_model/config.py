@@ -114,6 +114,10 @@ class ModelConfig:
         """Model FLOPs to train on one token, forward and backward, as PaLM counts them (PaLM, appendix B; no causal discount)."""
         return 6 * self.num_parameters_without_input_embedding() + 12 * self.n_layers * self.d_model * sequence_length
 
+    def kaplan_flops_per_token(self) -> int:
+        """FLOPs to train on one token as the report's Figure 1 and Table 6 approximate them: 6 x parameters (Kaplan et al., 2020)."""
+        return 6 * self.num_parameters()
+
 
 # Vocabulary of 100278 ids, padded to a multiple of 128.
 _VOCAB_SIZE = 100352

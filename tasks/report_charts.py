@@ -112,14 +112,18 @@ class _Frame:
         return f'<polyline class="line {style}" points="{steps}"/>'
 
     def grid(self, x_label: str) -> str:
+        return self.grid_of(x_label, [(value, compact(value)) for value in ticks(self.x_low, self.x_high, 6)])
+
+    def grid_of(self, x_label: str, x_marks: Sequence[tuple[float, str]]) -> str:
+        """The axes; x_marks: where along x, and what it says there."""
         parts = []
         for value in log_ticks(self.y_low, self.y_high) if self.log else ticks(self.y_low, self.y_high, 5):
             y = self.y(value)
             parts.append(f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="tick end" x="{self.left - 7}" y="{y + 3.5:.1f}">{compact(value)}</text>')
-        shown = [value for value in ticks(self.x_low, self.x_high, 6) if self.x(value) < self.right - 70]
-        for value in shown:
-            parts.append(f'<text class="tick middle" x="{self.x(value):.1f}" y="{self.bottom + 17}">{compact(value)}</text>')
+        for value, text in x_marks:
+            if self.left <= self.x(value) < self.right - 70:
+                parts.append(f'<text class="tick middle" x="{self.x(value):.1f}" y="{self.bottom + 17}">{text}</text>')
         parts.append(f'<text class="tick end" x="{self.right}" y="{self.bottom + 17}">{escape(x_label)}</text>')
         parts.append(f'<line class="axis" x1="{self.left}" x2="{self.right}" y1="{self.bottom}" y2="{self.bottom}"/>')
         return "".join(parts)
@@ -201,6 +205,39 @@ def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560) -> Markup:
             parts.append(f'<path class="interval" d="{path}" data-tip="{tip}"/>')
     svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     return Markup('<figure class="chart"><figcaption>{}</figcaption>{}</figure>').format(title, Markup(svg))
+
+
+@dataclass
+class Spot:
+    """One point of a scatter plot; those of one kind share a colour and an entry of the legend."""
+
+    name: str
+    kind: str
+    x: float
+    y: float
+    colour: int
+
+
+def scatter(title: str, spots: Sequence[Spot], x_label: str, width: int = 560, height: int = 280) -> Markup:
+    """Points over a logarithmic axis, which must all lie right of 0; each tells its name and values under the mouse."""
+    x_low, x_high = _padded(math.log10(min(spot.x for spot in spots)), math.log10(max(spot.x for spot in spots)), 0.05)
+    y_low, y_high = _padded(min(spot.y for spot in spots), max(spot.y for spot in spots), 0.08)
+    frame = _Frame(width, height, x_low, x_high, y_low, y_high, log=False)
+    decades = log_ticks(x_low, x_high)
+    marks = decades if len(decades) > 2 else [value for value in ticks(10**x_low, 10**x_high, 5) if value > 0]
+    parts = [frame.grid_of(x_label, [(math.log10(value), f"{value:.3g}") for value in marks])]
+    for spot in spots:
+        tip = escape(f"{spot.name} ({spot.kind})\n{spot.x:.4g} {x_label}\n{spot.y:.4g}")
+        place = f'cx="{frame.x(math.log10(spot.x)):.1f}" cy="{frame.y(spot.y):.1f}" r="5"'
+        parts.append(f'<circle class="dot filled c{spot.colour % COLOURS}" {place} data-tip="{tip}"/>')
+    kinds = {spot.kind: spot.colour % COLOURS for spot in spots}
+    legend = Markup("").join(
+        Markup('<span class="key"><i class="dot filled c{}"></i>{}</span>').format(colour, kind) for kind, colour in kinds.items()
+    )
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return Markup('<figure class="chart"><figcaption>{}<span class="keys still">{}</span></figcaption>{}</figure>').format(
+        title, legend, Markup(svg)
+    )
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -397,6 +397,24 @@ class TaskScore:
 
 
 @dataclass
+class TrainedFor:
+    """An evaluated checkpoint beside what its training cost (report, Figure 1 and Table 6).
+
+    `tokens` and FLOPs are of every run that it came of, each once: a soup's are those of all its ingredients and of the pretraining that
+    they share. None where one of these runs is not in the store any more. `tasks` are shares from 0 to 1.
+    """
+
+    name: str
+    kind: str
+    tokens: int | None
+    flops: float | None  # as PaLM counts
+    kaplan_flops: float | None  # 6 x parameters x tokens
+    bits_per_byte: float  # held-out, over all sources
+    tasks: dict[str, float] = field(default_factory=dict)
+    average: float | None = None  # over development's tasks
+
+
+@dataclass
 class ReportData:
     """Everything on the page. Whatever a run did not do is left empty, and its section says so."""
 
@@ -423,6 +441,7 @@ class ReportData:
     soups: list[SoupRow] = field(default_factory=list)
     tried_soups: list[TriedSoup] = field(default_factory=list)
     tasks: list[TaskScore] = field(default_factory=list)
+    compute: list[TrainedFor] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     recipe: str = ""  # YAML, in full
 

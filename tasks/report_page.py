@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from tasks.look import TEXT_CHARACTERS
 from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
+from tasks.report_compute import compute_table
 from tasks.report_contamination import evaluations_table
 from tasks.report_data import (
     Checkpoint,
@@ -45,6 +46,7 @@ _SECTIONS = (
     ("micro-anneals", "Micro-anneals"),
     ("soup", "Ingredients and soup"),
     ("tasks", "Tasks"),
+    ("compute", "Training compute"),
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
@@ -73,6 +75,7 @@ def render(data: ReportData) -> str:
         micro=micro_anneals(data.micro_anneals),
         soup=_soup(data.checkpoints),
         tasks=tasks_table(data.tasks),
+        compute=compute_table(data.compute),
         graph=lineage(data.artifacts),
         recipe=_yaml(data.recipe),
     )

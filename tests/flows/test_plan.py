@@ -16,6 +16,7 @@ from flows import cli
 from flows.pipeline import Pipeline
 from flows.plan import make_plan
 from flows.recipe import Recipe, load
+from olmo_model.config import PRESETS
 from tasks.errors import RecipeError, UserError
 from tasks.raw_files import find_source
 from tasks.shards import Engine, Runner, ShardRef, input_files, run_shard
@@ -108,6 +109,14 @@ def test_the_pretraining_costs_about_six_flops_a_parameter_and_token(name, param
     run = plan_of(name, tmp_path)["training"][0]
     assert run["name"] == "pretrain" and run["tokens"] == pytest.approx(tokens, rel=1e-3)
     assert run["flops"] == pytest.approx(6 * parameters * tokens, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "preset", "printed"), [("olmo2-7b", "7b", 1.8), ("olmo2-13b", "13b", 4.6)])
+def test_table_6_counts_every_ingredient_of_the_soup_and_the_pretraining_once(name, preset, printed, offline, tmp_path):
+    """The 13B's 4.6e23 FLOPs are of 5.6T tokens: 5T of pretraining, three anneals of 100B and one of 300B."""
+    runs = [run for run in plan_of(name, tmp_path)["training"] if not run["name"].startswith("micro-anneal")]
+    tokens = sum(run["tokens"] for run in runs)
+    assert round(tokens * PRESETS[preset].kaplan_flops_per_token() / 1e23, 1) == printed
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,30 @@ def test_a_soup_that_cannot_be_is_refused(folder, soup_config, words):
     with pytest.raises(ValueError) as error:
         Recipe.model_validate(config(folder, **soup_config))
     assert words in str(error.value)
+
+
+def test_a_checkpoint_s_compute_is_that_of_every_run_that_it_came_of_each_once(run):
+    """By hand: 384 ids, width 16, one layer: 2640 parameters and two embeddings of 6144; batches of 64 tokens."""
+    pipeline, scores = run(of_each_mix=True)
+    summary = RunSummary.of(pipeline, "evaluate", "now", 1.0)
+    rows = {row.name: row for row in Gathering(pipeline.store, pipeline.recipe, summary).compute()}
+    steps = {"pretrained": 4, "anneal 1": 4 + 3, "anneal 2": 4 + 3, "anneal mid 2": 4 + 6, "anneal mid 3": 4 + 6}
+    steps |= {"soup pre": 4 + 3 + 3, "soup mid": 4 + 6 + 6, "soup": 4 + 3 + 3 + 6 + 6}
+    assert {name: row.tokens for name, row in rows.items()} == {name: 64 * number for name, number in steps.items()}
+    for name, row in rows.items():
+        assert row.flops == 64 * steps[name] * (6 * (2640 + 6144) + 12 * 1 * 16 * 16)
+        assert row.kaplan_flops == 64 * steps[name] * 6 * (2640 + 2 * 6144)
+        assert row.bits_per_byte == scores[name]["all"]["bits_per_byte"]
+    assert [row.flops for row in rows.values()] == sorted(row.flops for row in rows.values())
+    assert rows["pretrained"].kind == "pretraining" and {row.kind for row in rows.values()} == {"pretraining", "anneal", "soup"}
+
+
+def test_what_came_of_a_run_that_is_gone_has_no_compute_and_says_so(run):
+    pipeline, _ = run(of_each_mix=True)
+    summary = RunSummary.of(pipeline, "evaluate", "now", 1.0)
+    gathering = Gathering(pipeline.store, pipeline.recipe, summary)
+    gone = next(node for node in gathering.nodes if node["name"] == "anneal mid 3")
+    gathering.records[gone["id"]] = []
+    rows = {row.name: row.flops for row in gathering.compute()}
+    assert {name for name, flops in rows.items() if flops is None} == {"anneal mid 3", "soup mid", "soup"}
+    assert list(rows)[-1] in ("anneal mid 3", "soup mid", "soup")

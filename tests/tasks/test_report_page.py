@@ -11,7 +11,7 @@ import pytest
 from tasks.errors import UserError
 from tasks.measure import Hits, Measured
 from tasks.readable import compact, duration, percent, size
-from tasks.report_charts import Line, line_chart, log_ticks, ticks
+from tasks.report_charts import Line, Spot, line_chart, log_ticks, scatter, ticks
 from tasks.report_data import (
     Annotation,
     Artifact,
@@ -35,6 +35,7 @@ from tasks.report_data import (
     SourceScores,
     Stage,
     TaskScore,
+    TrainedFor,
     TrainingRun,
 )
 from tasks.report_lineage import lineage
@@ -133,6 +134,9 @@ def full_data() -> ReportData:
         tasks=[TaskScore("p", "arc_easy", "development", "accuracy", 0.25, 0.0123, 570, "cf", {"cf": 0.25, "mcf": 0.2}, 1.234),
                TaskScore("mean", "arc_easy", "development", "accuracy", 0.317, 0.0204, 570, "mcf", {"cf": 0.3, "mcf": 0.317}, 1.1, 7),
                TaskScore("mean", "gsm8k", "held_out", "exact_match", 0.023, None, 1)],
+        compute=[TrainedFor("p", "pretraining", 3_900_000, 1.23456e17, 1.2e17, 2.0, {"arc_easy": 0.25, "csqa": 0.35}, 0.3),
+                 TrainedFor("mean", "soup", 4_200_000, 1.33e17, 1.3e17, 1.7, {"arc_easy": 0.317}, 0.317),
+                 TrainedFor("old", "anneal", None, None, None, 1.9)],
         artifacts=[Artifact("aaaa1111bbbb", "ingest", "web", 3, 1.5, True),
                    Artifact("cccc2222dddd", "tokenize", "web", 3, 2.5, False, ["aaaa1111bbbb"])],
         recipe="# comment\nname: demo\n",
@@ -153,6 +157,7 @@ def test_every_section_is_there_and_every_element_is_closed():
         "micro-anneals",
         "soup",
         "tasks",
+        "compute",
         "lineage",
         "recipe",
     ]
@@ -203,6 +208,7 @@ def test_every_section_is_there_and_every_element_is_closed():
             "7 documents",
             "books",
         ],
+        "compute": ["soup", "1.235e+17", "3.9M", "30.0", "31.7", "–", "6 N D"],
         "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
         "micro-anneals": ["2x maths", "49.3 %", "798M", "1.900", "−0.100", "+0.100", "copies", "n/a"],
         "soup": ["unigram", "a1", "a2", "mean", "1.700 ★", "−15.0 %"],
@@ -216,7 +222,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 12
+    assert sum(tag == "section" for tag, _ in page.elements) == 13
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
@@ -441,3 +447,15 @@ def test_ticks_are_round_and_inside():
     assert ticks(-0.09, 0.02, 6) == [-0.08, -0.06, -0.04, -0.02, 0.0, 0.02]
     assert log_ticks(-0.2, 1.2) == [1, 2, 5, 10]
     assert log_ticks(-6.0, 6.0) == pytest.approx([1e-6, 1e-4, 1e-2, 1, 1e2, 1e4, 1e6])
+
+
+def test_a_scatter_plot_is_logarithmic_along_x_and_has_every_point_with_its_name():
+    spots = [Spot(name, "soup", 10.0**power, y, 0) for name, power, y in (("a", 15, 2.0), ("b", 17, 1.0), ("c", 16, 1.5))]
+    page = Page(str(scatter("Score", spots, "FLOPs")))
+    dots = [attrs for tag, attrs in page.elements if tag == "circle"]
+    x, y = ([float(dot[side]) for dot in dots] for side in ("cx", "cy"))
+    assert x[2] - x[0] == pytest.approx(x[1] - x[2], abs=0.11) and x[0] < x[2] < x[1]
+    assert y[2] - y[0] == pytest.approx(y[1] - y[2], abs=0.11) and y[0] < y[2] < y[1]  # down the screen
+    assert [dot["data-tip"].split("\n")[0] for dot in dots] == ["a (soup)", "b (soup)", "c (soup)"]
+    alone = Page(str(scatter("Score", spots[:1], "FLOPs")))
+    assert alone.open == [] and any(tag == "circle" for tag, _ in alone.elements)

@@ -1,0 +1,67 @@
+"""What the training of each evaluated checkpoint of a run cost, beside its scores (report, Figure 1 and Table 6)."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+
+from flows.report_mid_training import MidTraining, Node
+from tasks import report_data
+
+EVALUATIONS = {"checkpoints": "anneal", "micro-anneals": "micro-anneal", "learning-rates": "learning rate"}  # what most of each are
+
+
+class Compute(MidTraining):
+    """Adds up the training runs that checkpoints came of."""
+
+    def compute(self) -> list[report_data.TrainedFor]:
+        """Every evaluated checkpoint once, by what its training cost; what came of an older run that is gone stands last."""
+        tasks, nodes = self._tasks_by_checkpoint(), {node["id"]: node for node in self.nodes}
+        found: dict[str, report_data.TrainedFor] = {}
+        for evaluation, kind in EVALUATIONS.items():
+            for evaluated in (node for node in self._of("evaluate") if node["name"] == evaluation):
+                for (name, scores), checkpoint in zip(self._evaluation(evaluation).items(), evaluated["inputs"], strict=False):
+                    node = nodes.get(checkpoint)
+                    if node is None or node["step"] not in ("train", "soup"):  # the unigram model stands at a held-out mix's place
+                        continue
+                    row = self._row(name, self._kind(name, node, kind), node, scores["all"])
+                    row.tasks = {score.task: score.score for score in tasks.get(checkpoint, [])}
+                    own = [score.score for score in tasks.get(checkpoint, []) if score.suite == "development"]
+                    row.average = fmean(own) if own else None
+                    found.setdefault(checkpoint, row)
+        return sorted(found.values(), key=lambda row: (row.flops is None, row.flops or 0.0))
+
+    def _kind(self, name: str, node: Node, kind: str) -> str:
+        if node["step"] == "soup":
+            return "soup"
+        return "pretraining" if name == "pretrained" else kind
+
+    def _row(self, name: str, kind: str, node: Node, score: report_data.Score) -> report_data.TrainedFor:
+        runs = self._runs_of(node["id"])
+        costs = [self._cost(run) for run in runs.values() if run is not None]
+        if None in runs.values() or None in costs:
+            return report_data.TrainedFor(name, kind, None, None, None, score.bits_per_byte)
+        tokens, flops, kaplan = (sum(column) for column in zip(*(cost for cost in costs if cost is not None), strict=True))
+        return report_data.TrainedFor(name, kind, int(tokens), float(flops), float(kaplan), score.bits_per_byte)
+
+    def _runs_of(self, checkpoint: str) -> dict[str, Node | None]:
+        """The training runs that a checkpoint came of, by id, its own among them; None for one that the store does not hold any more."""
+        node = next(each for each in self.nodes if each["id"] == checkpoint)
+        runs: dict[str, Node | None] = {}
+        if node["step"] == "train":
+            runs[checkpoint] = node if node in self._of("train") else None
+        steps = {each["id"]: each["step"] for each in self.nodes}
+        for name in node["inputs"]:
+            if steps.get(name) in ("train", "soup"):
+                runs |= self._runs_of(name)
+        return runs
+
+    def _cost(self, run: Node) -> tuple[int, int, int] | None:
+        """Tokens of a training run, its FLOPs as `olmoflow plan` counts them, and as the report's Table 6 does; of this run alone."""
+        mix = next((node for node in self._of("mix") if node["id"] in run["inputs"]), None)
+        if mix is None or self.recipe.model is None:
+            return None
+        vocabulary = json.loads(self._file(mix, "mix.json").read_text())["vocab_size"]
+        model = self.recipe.model.config(vocabulary, self.recipe.sequence_length)
+        tokens = self._books(run).counts["tokens"]
+        return tokens, tokens * model.flops_per_token(self.recipe.sequence_length), tokens * model.kaplan_flops_per_token()
