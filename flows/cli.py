@@ -160,9 +160,11 @@ def run(
         print(json.dumps({**asdict(summary), "report": report_path, "micro_anneals": told(rows)}))
         return
     if rows:
-        from flows.micro_anneal_text import micro_anneal_table
+        from flows.micro_anneal_text import micro_anneal_table, micro_anneal_tasks
 
         console.print(micro_anneal_table(rows))
+        if (on_tasks := micro_anneal_tasks(rows)) is not None:
+            console.print(on_tasks)
     console.print(_counters(summary))
     if report_path:
         console.print(f"report: {report_path}")

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from tasks.readable import compact, percent
 from tasks.report_data import MicroAnneal
-from tasks.report_micro_anneals import Cell, cell, score_names, shown_sources
+from tasks.report_micro_anneals import Cell, TaskCell, cell, score_names, shown_sources, task_cell, task_names
+from tasks.spread import Spread
 
-_MOST_SOURCES = 3  # side by side; the report has all
+_MOST_SOURCES, _MOST_TASKS = 3, 5  # side by side; the report has all
 
 
 def micro_anneal_table(rows: Sequence[MicroAnneal]) -> Table:
@@ -41,6 +42,34 @@ def micro_anneal_table(rows: Sequence[MicroAnneal]) -> Table:
     return table
 
 
+def micro_anneal_tasks(rows: Sequence[MicroAnneal]) -> Table | None:
+    """Scores on development's tasks and their differences from the baseline: the average over all of them, and the first ones."""
+    tasks, baseline = task_names(rows)[:_MOST_TASKS], next((row for row in rows if row.baseline), None)
+    if not tasks:
+        return None
+    table = Table(title="micro-anneals: scores on tasks in percent, difference from that checkpoint in points", title_justify="left")
+    table.add_column("mix")
+    for task in tasks:
+        table.add_column(escape(task), justify="right")
+    experiment = ""
+    for row in rows:
+        if row.experiment != experiment and not row.baseline:
+            experiment = row.experiment
+            table.add_section()
+            table.add_row(f"[bold]{escape(experiment)}[/]")
+        table.add_row(escape(row.mix), *(_task_text(task_cell(row, task, baseline)) for task in tasks))
+    return table
+
+
+def _task_text(found: TaskCell) -> str:
+    if found.score is None:
+        return "-"
+    if found.change is None:
+        return f"{found.score:.1f}"
+    about = "" if found.change.half_width is None else f" ±{found.change.half_width:.1f}"
+    return f"{found.score:.1f} {found.change.mean:+.1f}{about}"
+
+
 def _text(found: Cell) -> str:
     if found.score is None:
         return "-"
@@ -52,7 +81,10 @@ def _text(found: Cell) -> str:
 
 
 def as_json(rows: Sequence[MicroAnneal]) -> list[dict[str, Any]]:
-    """The same of every source: mean, difference from the baseline, its standard deviation over seeds and 95 % interval."""
+    """The same of every source and task: mean, difference from the baseline, its standard deviation over seeds and 95 % interval.
+
+    Scores on tasks are in percent, their differences in points.
+    """
     baseline = next((row for row in rows if row.baseline), None)
     found = []
     for row in rows:
@@ -60,12 +92,11 @@ def as_json(rows: Sequence[MicroAnneal]) -> list[dict[str, Any]]:
         for source in score_names([row.scores]):
             told = cell(row, source, baseline)
             assert told.score is not None
-            scores[source] = {"bits_per_byte": told.score.bits_per_byte}
-            if told.change is not None:
-                scores[source] |= {"change": told.change.mean}
-                if told.change.interval is not None and told.change.deviation is not None:
-                    low, high = told.change.interval
-                    scores[source] |= {"deviation": told.change.deviation, "low": low, "high": high}
+            scores[source] = {"bits_per_byte": told.score.bits_per_byte, **_change(told.change)}
+        tasks = {}
+        for task in row.tasks:
+            on_task = task_cell(row, task, baseline)
+            tasks[task] = {"score": on_task.score, **_change(on_task.change)}
         found.append(
             {
                 "mix": row.mix,
@@ -77,6 +108,16 @@ def as_json(rows: Sequence[MicroAnneal]) -> list[dict[str, Any]]:
                 "gpu_hours": row.gpu_hours,
                 "anneal_share": row.anneal_share,
                 "scores": scores,
+                "tasks": tasks,
             }
         )
     return found
+
+
+def _change(change: Spread | None) -> dict[str, float]:
+    if change is None:
+        return {}
+    if change.interval is None or change.deviation is None:
+        return {"change": change.mean}
+    low, high = change.interval
+    return {"change": change.mean, "deviation": change.deviation, "low": low, "high": high}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from statistics import fmean
 
 from flows.report_mid_training import MidTraining, Node
 from tasks import report_data
+from tasks.report_micro_anneals import AVERAGE
 
 EVALUATIONS = {"checkpoints": "anneal", "micro-anneals": "micro-anneal", "learning-rates": "learning rate"}  # what most of each are
 
@@ -16,7 +16,8 @@ class Compute(MidTraining):
 
     def compute(self) -> list[report_data.TrainedFor]:
         """Every evaluated checkpoint once, by what its training cost; what came of an older run that is gone stands last."""
-        tasks, nodes = self._tasks_by_checkpoint(), {node["id"]: node for node in self.nodes}
+        tasks, development = self._tasks_by_checkpoint(), self._development_by_checkpoint()
+        nodes = {node["id"]: node for node in self.nodes}
         found: dict[str, report_data.TrainedFor] = {}
         for evaluation, kind in EVALUATIONS.items():
             for evaluated in (node for node in self._of("evaluate") if node["name"] == evaluation):
@@ -26,8 +27,7 @@ class Compute(MidTraining):
                         continue
                     row = self._row(name, self._kind(name, node, kind), node, scores["all"])
                     row.tasks = {score.task: score.score for score in tasks.get(checkpoint, [])}
-                    own = [score.score for score in tasks.get(checkpoint, []) if score.suite == "development"]
-                    row.average = fmean(own) if own else None
+                    row.average = development.get(checkpoint, {}).get(AVERAGE)
                     found.setdefault(checkpoint, row)
         return sorted(found.values(), key=lambda row: (row.flops is None, row.flops or 0.0))
 

@@ -12,7 +12,7 @@ from flows.recipe_training import mix_soup
 from flows.summary import RunSummary
 from tasks import downstream, evaluate, report_data, soup
 from tasks.olmes.run import SCORES
-from tasks.report_micro_anneals import gpu_hours, mean_scores
+from tasks.report_micro_anneals import AVERAGE, gpu_hours, mean_scores
 from tasks.shards import ShardRef, input_files
 from tasks.store import Books, Record, Store
 
@@ -67,14 +67,32 @@ class MidTraining:
         scores = self._evaluation("micro-anneals")
         # by their place, since one run may stand in several experiments: the artifact then has the name of one of them
         runs = dict(zip(scores, node["inputs"], strict=False))
-        rows = [report_data.MicroAnneal(name, each, baseline=True) for name, each in scores.items() if name == "pretrained"]
+        on_tasks = self._development_by_checkpoint()
+        rows = [
+            report_data.MicroAnneal(name, each, baseline=True, tasks=on_tasks.get(runs[name], {}))
+            for name, each in scores.items()
+            if name == "pretrained"
+        ]
         for name, micro in self.recipe.micro_anneals.items():
             labels = {run.label: str(run.seed) for run in micro.runs(name) if run.label in scores}
             if labels:
-                rows.append(
-                    self._micro_anneal(name, {seed: scores[label] for label, seed in labels.items()}, [runs[label] for label in labels])
-                )
+                row = self._micro_anneal(name, {seed: scores[label] for label, seed in labels.items()}, [runs[label] for label in labels])
+                if all(runs[label] in on_tasks for label in labels):
+                    row.tasks_by_seed = {seed: on_tasks[runs[label]] for label, seed in labels.items()}
+                    row.tasks = {
+                        task: fmean(each[task] for each in row.tasks_by_seed.values()) for task in on_tasks[runs[next(iter(labels))]]
+                    }
+                rows.append(row)
         return rows
+
+    def _development_by_checkpoint(self) -> dict[str, dict[str, float]]:
+        """Scores on development's tasks by the id of the checkpoint, their average first where there are several."""
+        found = {}
+        for checkpoint, scores in self._tasks_by_checkpoint().items():
+            tasks = {score.task: score.score for score in scores if score.suite == "development"}
+            if tasks:
+                found[checkpoint] = {AVERAGE: fmean(tasks.values()), **tasks} if len(tasks) > 1 else tasks
+        return found
 
     def _micro_anneal(self, name: str, by_seed: dict[str, dict[str, report_data.Score]], runs: list[str]) -> report_data.MicroAnneal:
         trained = {node["id"]: node for node in self._of("train")}

@@ -174,8 +174,8 @@ class BarRow:
     interval: tuple[float, float] | None = None
 
 
-def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560) -> Markup:
-    """Changes against nought as bars with intervals, one row a name: what lies left of the line got smaller, which is better."""
+def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560, higher_is_better: bool = False) -> Markup:
+    """Changes against nought as bars with intervals, one row a name: what lies left of the line got smaller."""
     ends = [end for row in rows for end in (row.value, *(row.interval or ()))] or [0.0]
     low, high = _padded(min(*ends, 0.0), max(*ends, 0.0), 0.06)
     left, right, top, step = 170, width - 20, 26, 26
@@ -195,7 +195,7 @@ def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560) -> Markup:
         about = "" if row.interval is None else f" ({_signed(row.interval[0])} to {_signed(row.interval[1])})"
         tip = escape(f"{row.name}: {_signed(row.value)}{about}")
         parts.append(f'<text class="label end" x="{left - 12}" y="{y + 4}">{escape(_cut(row.name, 22))}</text>')
-        style = "better" if row.value < 0 else "worse"
+        style = "better" if (row.value > 0 if higher_is_better else row.value < 0) else "worse"
         parts.append(
             f'<rect class="shift {style}" x="{start:.1f}" y="{y - 7}" width="{max(end - start, 0.5):.1f}" height="14" data-tip="{tip}"/>'
         )

@@ -16,7 +16,7 @@ _MOST_TASKS = 9  # charts; the table has all
 def compute_table(rows: Sequence[TrainedFor]) -> dict[str, Any]:
     """Charts of held-out bits per byte and of the average over tasks, of single tasks where there are several, and the table's columns."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
-    averaged = any(row.average is not None for row in rows) and len(tasks) > 1
+    averaged = any(row.average is not None for row in rows)
 
     def of_task(task: str) -> Markup | None:
         return _chart(f"{task}, percent", rows, lambda row: None if task not in row.tasks else 100 * row.tasks[task])

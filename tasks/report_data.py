@@ -291,7 +291,8 @@ class Score:
 class MicroAnneal:
     """One row of the micro-anneal table; the baseline is the checkpoint that all of them started from.
 
-    `scores` are the means over seeds. Costs are by the id of a run, which several rows may have, and None where they are not known.
+    `scores` and `tasks` are the means over seeds; `tasks` are shares from 0 to 1 on development's tasks, their average first where there are
+    several. Costs are by the id of a run, which several rows may have, and None where they are not known.
     """
 
     mix: str
@@ -301,6 +302,8 @@ class MicroAnneal:
     tokens: int | None = None  # of one run
     baseline: bool = False
     by_seed: dict[str, dict[str, Score]] = field(default_factory=dict)  # scores of each run
+    tasks: dict[str, float] = field(default_factory=dict)
+    tasks_by_seed: dict[str, dict[str, float]] = field(default_factory=dict)
     tested: list[str] = field(default_factory=list)  # sources under test
     hours_by_run: dict[str, float | None] = field(default_factory=dict)  # of GPUs
     share_by_run: dict[str, float | None] = field(default_factory=dict)  # of the tokens of one full anneal
@@ -411,7 +414,7 @@ class TrainedFor:
     kaplan_flops: float | None  # 6 x parameters x tokens
     bits_per_byte: float  # held-out, over all sources
     tasks: dict[str, float] = field(default_factory=dict)
-    average: float | None = None  # over development's tasks
+    average: float | None = None  # over development's tasks, where there are several
 
 
 @dataclass

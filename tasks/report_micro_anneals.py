@@ -14,6 +14,7 @@ from tasks.report_data import MicroAnneal, Score, sum_known
 from tasks.spread import Spread, spread
 
 ALL = "all"  # the name under which scores hold the sum over sources
+AVERAGE = "average"  # and that of the average over tasks
 _MOST_CHARTS = 6  # of sources under test; the table has all
 
 
@@ -34,20 +35,56 @@ def cell(row: MicroAnneal, source: str, baseline: MicroAnneal | None) -> Cell:
     return Cell(score, spread([value - reference.bits_per_byte for value in runs]))
 
 
+@dataclass(frozen=True)
+class TaskCell:
+    """A row's score on a task in percent, its difference from the baseline in points and the spread of that over seeds."""
+
+    score: float | None
+    change: Spread | None
+
+
+def task_cell(row: MicroAnneal, task: str, baseline: MicroAnneal | None) -> TaskCell:
+    """The score on a task, or the average over tasks, beside the baseline's; the difference is of the same instances."""
+    score, reference = row.tasks.get(task), baseline.tasks.get(task) if baseline else None
+    if score is None:
+        return TaskCell(None, None)
+    if reference is None or row.baseline:
+        return TaskCell(100 * score, None)
+    return TaskCell(100 * score, spread([100 * (scores[task] - reference) for scores in row.tasks_by_seed.values()]))
+
+
 def micro_anneals(rows: Sequence[MicroAnneal]) -> dict[str, Any]:
     """The table by experiment, its charts, and what all runs cost together."""
     sources = score_names(row.scores for row in rows)
     baseline = next((row for row in rows if row.baseline), None)
-    cells = [{"row": row, "values": [cell(row, source, baseline) for source in sources]} for row in rows]
+    tasks = task_names(rows)
+    cells = [
+        {
+            "row": row,
+            "values": [cell(row, source, baseline) for source in sources],
+            "tasks": [task_cell(row, task, baseline) for task in tasks],
+        }
+        for row in rows
+    ]
+    shifts = [abs(each.change.mean) for line in cells for each in line["tasks"] if each.change is not None]  # type: ignore[attr-defined]
     changes = [abs(each.change.mean) for line in cells for each in line["values"] if each.change is not None]  # type: ignore[attr-defined]
     tried = [row for row in rows if not row.baseline]
     return {
         "sources": sources,
+        "tasks": tasks,
         "cells": cells,
+        "widest_shift": max(shifts, default=0.0) or 1.0,
         "widest": max(changes, default=0.0) or 1.0,
         "experiments": list(dict.fromkeys(row.experiment for row in tried)),
         "baseline": baseline,
-        "charts": [chart for source in shown_sources(rows) if (chart := _chart(source, tried, baseline)) is not None],
+        "charts": [
+            chart
+            for chart in (
+                *(_chart(source, tried, baseline) for source in shown_sources(rows)),
+                *(_task_chart(task, tried, baseline) for task in tasks[:_MOST_CHARTS]),
+            )
+            if chart is not None
+        ],
         "seeds": max((len(row.by_seed) for row in rows), default=0),
         "hours": sum_known({run: hours for row in tried for run, hours in row.hours_by_run.items()}),  # a run of two rows counts once
         "anneals": sum_known({run: share for row in tried for run, share in row.share_by_run.items()}),
@@ -69,6 +106,18 @@ def _chart(source: str, rows: Sequence[MicroAnneal], baseline: MicroAnneal | Non
             bars.append(BarRow(row.mix, change.mean, change.interval))
     title = "all sources" if source == ALL else source
     return bar_plot(f"Change of held-out bits per byte on {title}", bars) if bars else None
+
+
+def _task_chart(task: str, rows: Sequence[MicroAnneal], baseline: MicroAnneal | None) -> Markup | None:
+    changes = {row.mix: task_cell(row, task, baseline).change for row in rows}
+    bars = [BarRow(name, change.mean, change.interval) for name, change in changes.items() if change is not None]
+    title = "Change of the average score on tasks, points" if task == AVERAGE else f"Change of the score on {task}, points"
+    return bar_plot(title, bars, higher_is_better=True) if bars else None
+
+
+def task_names(rows: Sequence[MicroAnneal]) -> list[str]:
+    """Tasks in the order of the recipe, after their average."""
+    return list(dict.fromkeys(task for row in rows for task in row.tasks))
 
 
 def mean_scores(runs: list[dict[str, Score]]) -> dict[str, Score]:

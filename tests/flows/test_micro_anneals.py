@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import statistics
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ from flows.plan import make_plan
 from flows.recipe import Recipe
 from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
+from tasks import downstream
 from tasks import launch as launcher
 from tasks.errors import UserError
-from tasks.report_micro_anneals import cell, gpu_hours, micro_anneals
-from tasks.shards import Engine, Runner, run_shard
+from tasks.olmes.definitions import TASKS
+from tasks.report_micro_anneals import cell, gpu_hours, micro_anneals, task_cell
+from tasks.report_page import render
+from tasks.score import model_folder
+from tasks.shards import Engine, Runner, input_files, run_shard
 from tasks.store import Store
 
 RECIPES = Path(__file__).parents[2] / "deployments" / "recipes"
@@ -206,6 +211,86 @@ def test_page_and_terminal_have_the_table(made, tmp_path, monkeypatch):
     told = json.loads(json.dumps(as_json(rows)))
     assert [row["mix"] for row in told] == ["pretrained", "maths", "again"]
     assert told[1]["scores"]["all"]["low"] <= told[1]["scores"]["all"]["change"] <= told[1]["scores"]["all"]["high"]
+
+
+# -- scores on tasks -----------------------------------------------------------------------------------------------------------------
+
+
+def score_at_once(told):
+    """Stands for lm-eval: each model gets scores that follow from its weights' bytes, kept in `told` by the model's folder."""
+
+    def launch(module, config, folder, launcher, *rest):
+        assert module == "tasks.olmes.run"
+        weights = Path(config["model"], "model.safetensors").read_bytes()
+        told[config["model"]] = {task: int(sha256(weights + task.encode()).hexdigest(), 16) % 101 / 100 for task in config["tasks"]}
+        for task, place in config["tasks"].items():
+            scored = {"score": told[config["model"]][task], "standard_error": 0.1, "instances": 3, "runs": {"generate": {"cut": 0}}}
+            scored |= {"task": task, "suite": TASKS[task].suite, "metric": "f1"}
+            (Path(place) / "scores.json").write_text(json.dumps(scored))
+            (Path(place) / "samples.jsonl").write_text("")
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def on_tasks(made, folder):
+    """The same runs scored on two tasks; and the scores of the checkpoint and of the two seeds, in that order."""
+    (folder / "asked.jsonl").write_text("".join(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(9)))
+    files = {"paths": [str(folder / "asked.jsonl")], "shots": 0, "instances": 3}
+    recipe = Recipe.model_validate(config(folder) | {"evaluation": {"tasks": {"naturalqs": files, "gsm_star": files, "gsm8k": files}}})
+    told: dict[str, dict[str, float]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downstream, "launch", score_at_once(told))
+        patch.setattr(downstream, "check_installed", lambda: None)
+        pipeline, summary = run(recipe)
+    assert "train" not in summary.shards_made
+    places = [str(model_folder(input_files(pipeline.store, pipeline.made["model", name].refs[0]))) for name in MODELS]
+    return recipe, Gathering(pipeline.store, recipe, summary), [told[place] for place in places]
+
+
+MODELS = ["pretrained", "micro-anneal maths 1", "micro-anneal maths 2"]
+
+
+def test_scores_on_tasks_have_the_spread_of_their_difference_over_seeds(on_tasks):
+    _, gathering, (start, *seeds) = on_tasks
+    baseline, maths, again = gathering.micro_anneals()
+    assert list(maths.tasks) == ["average", "naturalqs", "gsm_star"] and maths.tasks == again.tasks  # nothing of the held-out suite
+    for task in ("naturalqs", "gsm_star"):
+        assert baseline.tasks[task] == start[task]
+        changes = [100 * (each[task] - start[task]) for each in seeds]
+        found = task_cell(maths, task, baseline)
+        assert found.score == pytest.approx(100 * statistics.fmean(each[task] for each in seeds))
+        assert found.change.mean == pytest.approx(statistics.fmean(changes))
+        assert found.change.deviation == pytest.approx(statistics.stdev(changes))
+        assert found.change.half_width == pytest.approx(12.7062 * statistics.stdev(changes) / 2**0.5)
+    average = [statistics.fmean(each.values()) for each in (start, *seeds)]
+    found = task_cell(maths, "average", baseline)
+    assert found.change.mean == pytest.approx(100 * (statistics.fmean(average[1:]) - average[0]))
+    assert task_cell(baseline, "average", baseline).change is None
+
+
+def test_page_terminal_and_json_have_the_scores_on_tasks(on_tasks):
+    _, gathering, (start, *_) = on_tasks
+    from flows.micro_anneal_text import as_json, micro_anneal_tasks
+
+    rows = gathering.micro_anneals()
+    with cli.console.capture() as captured:
+        cli.console.print(micro_anneal_tasks(rows))
+    assert all(text in captured.get() for text in ("average", "naturalqs", "gsm_star", "1: does maths help", "±"))
+    told = json.loads(json.dumps(as_json(rows)))
+    assert told[0]["tasks"]["gsm_star"] == {"score": 100 * start["gsm_star"]}
+    assert set(told[1]["tasks"]["average"]) == {"score", "change", "deviation", "low", "high"}
+    page = render(gathering.data())
+    for text in ("average of tasks", "Change of the average score on tasks, points", "Change of the score on gsm_star, points"):
+        assert text in page
+    shown = {row.name: row for row in gathering.compute()}
+    assert shown["pretrained"].tasks == start and shown["pretrained"].average == pytest.approx(statistics.fmean(start.values()))
+
+
+def test_without_tasks_the_terminal_has_one_table(made):
+    from flows.micro_anneal_text import micro_anneal_tasks
+
+    assert micro_anneal_tasks(made[3].micro_anneals()) is None
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from tasks.errors import UserError
 from tasks.measure import Hits, Measured
 from tasks.readable import compact, duration, percent, size
-from tasks.report_charts import Line, Spot, line_chart, log_ticks, scatter, ticks
+from tasks.report_charts import BarRow, Line, Spot, bar_plot, line_chart, log_ticks, scatter, ticks
 from tasks.report_data import (
     Annotation,
     Artifact,
@@ -459,3 +459,9 @@ def test_a_scatter_plot_is_logarithmic_along_x_and_has_every_point_with_its_name
     assert [dot["data-tip"].split("\n")[0] for dot in dots] == ["a (soup)", "b (soup)", "c (soup)"]
     alone = Page(str(scatter("Score", spots[:1], "FLOPs")))
     assert alone.open == [] and any(tag == "circle" for tag, _ in alone.elements)
+
+
+@pytest.mark.parametrize(("higher", "styles"), [(False, ["worse", "better"]), (True, ["better", "worse"])])
+def test_a_bar_is_green_where_its_change_is_for_the_better(higher, styles):
+    page = Page(str(bar_plot("Change", [BarRow("up", 1.0), BarRow("down", -1.0, (-2.0, 0.5))], higher_is_better=higher)))
+    assert [attrs["class"] for tag, attrs in page.elements if tag == "rect"] == [f"shift {style}" for style in styles]
