@@ -212,11 +212,11 @@ class Curation:
         config = self.recipe.tokenizer
 
         def make() -> Artifact:
-            sets = (
-                []
-                if isinstance(config, train_tokenizer.Cl100k)
-                else [self._examples(examples, "tokenizer.train_on") for examples in config.train_on]
-            )
+            sets: list[list[RawFile]] = []
+            if isinstance(config, train_tokenizer.BytePairs):
+                sets = [self._examples(examples, "tokenizer.train_on") for examples in config.train_on]
+            elif isinstance(config, train_tokenizer.TokenizerFile):
+                sets = [raw_files.find(self.store, "tokenizer", [config.path])[0]]
             return self.runner.run(train_tokenizer.STEP, config.kind, [train_tokenizer.task(config, sets)])
 
         return self._once("tokenizer", "", make)

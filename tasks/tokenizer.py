@@ -7,6 +7,8 @@ r"""The tokenizer artifact: one folder from which we encode documents and from w
 | `unicode_classes.json` | which code points are letters, numbers and space, for the fast encoder |
 | `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` | the same tokenizer for `transformers.AutoTokenizer` |
 
+One that came as a file (`tasks.tokenizer_file`) has no ranks and no classes: it is encoded by its `tokenizer.json`.
+
 **A document is ordinary text.** `<|endoftext|>` or `<|im_start|>` written in a document is split like any other text, as Ai2 did; only the
 three masking tokens, which curation puts where personal data stood, are single ids. `AutoTokenizer.from_pretrained(folder)(text)` gives
 the same ids with its default arguments: the control tokens are special tokens, and `split_special_tokens: true` in
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks import bpe
+from tasks import bpe, tokenizer_file
 from tasks.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -51,6 +53,8 @@ CL100K_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a
 METADATA_FILE = "tokenizer.olmoflow.json"
 RANKS_FILE = "ranks.tiktoken"
 CLASSES_FILE = "unicode_classes.json"
+HUGGING_FACE_FILE = "tokenizer.json"
+FROM_FILE = "huggingface"  # the kind of those that came as a file
 
 _VOCABULARY_MULTIPLE = 128
 _LONGEST_TOKEN = 128  # bytes; cl100k's longest
@@ -70,11 +74,11 @@ _log = logging.getLogger(__name__)
 class Tokenizer:
     """A loaded tokenizer. Ids are uint32, special ids included; `padded_vocab_size` is the model's vocabulary size.
 
-    Attributes: kind ("cl100k" or "bpe"), vocab_size (largest id + 1), padded_vocab_size (to a multiple of 128), eos_id, pad_id,
+    Attributes: kind ("cl100k", "bpe" or "huggingface"), vocab_size (largest id + 1), padded_vocab_size (to a multiple of 128), eos_id, pad_id,
     special_tokens (token -> id), sha256 (of all that decides ids).
     """
 
-    def __init__(self, metadata: dict[str, Any], ranks: Sequence[bytes], encoder: bpe.Encoder) -> None:
+    def __init__(self, metadata: dict[str, Any], tokens: Sequence[bytes], encoder: bpe.Encoder) -> None:
         self.kind: str = metadata["kind"]
         self.vocab_size: int = metadata["vocab_size"]
         self.padded_vocab_size: int = metadata["padded_vocab_size"]
@@ -83,20 +87,32 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = metadata["special_tokens"]
         self.sha256: str = metadata["sha256"]
         self._encoder = encoder
-        self._bytes = [*ranks, *[b""] * (self.padded_vocab_size - len(ranks))]
+        self._bytes = [*tokens, *[b""] * (self.padded_vocab_size - len(tokens))]
         for token, token_id in self.special_tokens.items():
             self._bytes[token_id] = token.encode()
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
-        """Load what `build_cl100k` or `train_bpe` wrote. UserError for a folder that is not whole."""
+        """Load what `build_cl100k`, `train_bpe` or `build_from_file` wrote. UserError for a folder that is not whole."""
         folder = Path(folder)
         metadata = json.loads(_read(folder / METADATA_FILE))
+        if metadata["kind"] == FROM_FILE:
+            return cls._load_file(folder, metadata)
         ranks_data, classes_data = _read(folder / RANKS_FILE), _read(folder / CLASSES_FILE)
         if _identity(ranks_data, classes_data, metadata["special_tokens"]) != metadata["sha256"]:
             raise UserError(f"{folder}: {RANKS_FILE} or {CLASSES_FILE} is not what {METADATA_FILE} says; build the tokenizer again")
         ranks = bpe.parse_ranks(ranks_data, str(folder / RANKS_FILE))
         return cls(metadata, ranks, _checked_encoder(folder, metadata, ranks, json.loads(classes_data)))
+
+    @classmethod
+    def _load_file(cls, folder: Path, metadata: dict[str, Any]) -> "Tokenizer":
+        data = _read(folder / HUGGING_FACE_FILE)
+        if _identity_of_file(data, metadata["special_tokens"]) != metadata["sha256"]:
+            raise UserError(f"{folder}: {HUGGING_FACE_FILE} is not what {METADATA_FILE} says; build the tokenizer again")
+        encoder = tokenizer_file.FileEncoder(data, str(folder / HUGGING_FACE_FILE))
+        if encoder.encode_documents([metadata["probe"]["text"]])[0].tolist() != metadata["probe"]["ids"]:
+            raise UserError(f"{folder}: the installed `tokenizers` splits text otherwise than when it was built; install that version")
+        return cls(metadata, tokenizer_file.token_bytes(encoder, _byte_characters(), metadata["vocab_size"]), encoder)
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of one text, uint32 of shape (tokens,), without EOS."""
@@ -193,6 +209,25 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     _write_folder(folder, "bpe", ranks, {token: len(ranks) + i for i, token in enumerate(CL100K_SPECIAL_TOKENS)})
 
 
+def build_from_file(data: bytes, name: str, eos_token: str, pad_token: str | None, folder: Path) -> None:
+    """Write the folder of a tokenizer that came as a file; `name` is the file's, for errors. EOS pads where there is no `pad_token`."""
+    encoder = tokenizer_file.FileEncoder(data, name)
+    told = tokenizer_file.described(encoder, name, eos_token, pad_token, _byte_characters())
+    written = _json(tokenizer_file.written(data))
+    (probe_ids,) = encoder.encode_documents([_PROBE])
+    metadata = {
+        "kind": FROM_FILE,
+        **told,
+        "padded_vocab_size": _padded(told["vocab_size"]),
+        "mask_tokens": {},
+        "probe": {"text": _PROBE, "ids": probe_ids.tolist()},
+        "sha256": _identity_of_file(written, told["special_tokens"]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HUGGING_FACE_FILE).write_bytes(written)
+    _write_described(folder, metadata, eos_token, pad_token or eos_token)
+
+
 def _training_texts(texts: Iterable[str]) -> Iterator[str]:
     """What of the texts is ordinary: masking tokens never reach the merges."""
     for text in texts:
@@ -210,7 +245,7 @@ def _write_folder(folder: Path, kind: str, ranks: Sequence[bytes], special_token
     metadata = {
         "kind": kind,
         "vocab_size": vocab_size,
-        "padded_vocab_size": -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+        "padded_vocab_size": _padded(vocab_size),
         "eos_id": special_tokens[END_OF_TEXT],
         "pad_id": special_tokens[PAD],
         "special_tokens": special_tokens,
@@ -218,7 +253,20 @@ def _write_folder(folder: Path, kind: str, ranks: Sequence[bytes], special_token
         "probe": {"text": _PROBE, "ids": probe_ids.tolist()},
         "sha256": _identity(ranks_data, classes_data, special_tokens),
     }
-    named = {"eos_token": END_OF_TEXT, "pad_token": PAD}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RANKS_FILE).write_bytes(ranks_data)
+    (folder / CLASSES_FILE).write_bytes(classes_data)
+    (folder / HUGGING_FACE_FILE).write_bytes(_json(_hugging_face(ranks, special_tokens)))
+    _write_described(folder, metadata, END_OF_TEXT, PAD)
+
+
+def _padded(vocab_size: int) -> int:
+    return -(-vocab_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
+def _write_described(folder: Path, metadata: dict[str, Any], eos_token: str, pad_token: str) -> None:
+    """What users of the model need beside `tokenizer.json`, and our own description."""
+    named = {"eos_token": eos_token, "pad_token": pad_token}
     # The plain class: classes named after models rebuild the pre-tokenizer to their own liking.
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -226,10 +274,6 @@ def _write_folder(folder: Path, kind: str, ranks: Sequence[bytes], special_token
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RANKS_FILE).write_bytes(ranks_data)
-    (folder / CLASSES_FILE).write_bytes(classes_data)
-    (folder / "tokenizer.json").write_bytes(_json(_hugging_face(ranks, special_tokens)))
     (folder / "tokenizer_config.json").write_bytes(_json(config))
     (folder / "special_tokens_map.json").write_bytes(_json(named))
     (folder / METADATA_FILE).write_bytes(_json(metadata))
@@ -302,6 +346,10 @@ def _identity(ranks_data: bytes, classes_data: bytes, special_tokens: dict[str, 
     for part in (bpe.CLASSIC_PATTERN.encode(), ranks_data, classes_data, _json(special_tokens)):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
+
+
+def _identity_of_file(data: bytes, special_tokens: dict[str, int]) -> str:
+    return hashlib.sha256(hashlib.sha256(data).digest() + _json(special_tokens)).hexdigest()
 
 
 def _json(value: object) -> bytes:
