@@ -29,7 +29,19 @@ app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_e
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
-FLOWS = ("end-to-end", "curate", "tokenize", "mix", "pretrain", "micro-anneal", "anneal", "soup", "evaluate", "learning-rates")
+FLOWS = (
+    "end-to-end",
+    "curate",
+    "tokenize",
+    "mix",
+    "pretrain",
+    "micro-anneal",
+    "anneal",
+    "soup",
+    "evaluate",
+    "learning-rates",
+    "compare-tokenizers",
+)
 STAGES = {
     "mix": "mix_all",
     "tokenize": "tokenize_all",
@@ -38,6 +50,7 @@ STAGES = {
     "soup": "soup_all",
     "evaluate": "evaluate_all",
     "learning-rates": "learning_rates_all",
+    "compare-tokenizers": "tokenizers_all",
 }
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
@@ -153,12 +166,18 @@ def run(
     with _listening(as_json):
         summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe, **({"held_out": True} if held_out else {}))
     report_path = _report(recipe) if flow == "end-to-end" else None
-    rows = _micro_anneals(recipe, summary) if flow in ("end-to-end", "micro-anneal") else []
+    rows = _gathered(recipe, summary).micro_anneals() if flow in ("end-to-end", "micro-anneal") else []
+    tokenizers = _gathered(recipe, summary).tokenizers() if flow == "compare-tokenizers" else []
     if as_json:
-        from flows.micro_anneal_text import as_json as told
+        from flows import micro_anneal_text, tokenizers_text
 
-        print(json.dumps({**asdict(summary), "report": report_path, "micro_anneals": told(rows)}))
+        told = {"micro_anneals": micro_anneal_text.as_json(rows), "tokenizers": tokenizers_text.as_json(tokenizers)}
+        print(json.dumps({**asdict(summary), "report": report_path, **told}))
         return
+    if tokenizers:
+        from flows.tokenizers_text import tokenizers_table
+
+        console.print(tokenizers_table(tokenizers))
     if rows:
         from flows.micro_anneal_text import micro_anneal_table, micro_anneal_tasks
 
@@ -193,11 +212,11 @@ def _counters(summary: Any) -> str:
     return f"{summary.flow} {summary.recipe['name']}: done in {summary.seconds:.1f} s; {counters}; shards made: {made}"
 
 
-def _micro_anneals(recipe: Any, summary: Any) -> list[Any]:
+def _gathered(recipe: Any, summary: Any) -> Any:
     from flows.report import Gathering
     from tasks.store import Store
 
-    return Gathering(Store(recipe.store), recipe, summary).micro_anneals()
+    return Gathering(Store(recipe.store), recipe, summary)
 
 
 def _report(recipe: Any) -> str:

@@ -5,6 +5,7 @@ A key follows from the keys before it, so the same code also tells what is missi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flows.pipeline_training import Training
@@ -16,7 +17,7 @@ from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
 from tasks.olmes.definitions import Suite
 from tasks.progress import Watch, ignore
-from tasks.shards import Artifact, Runner
+from tasks.shards import Artifact, Runner, ShardRef
 from tasks.sources.base import RawFile
 from tasks.store import Store
 
@@ -31,8 +32,10 @@ class Pipeline(Training):
 
     # -- evaluation --------------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, name: str, checkpoints: dict[str, Artifact], training_mix: Artifact | None) -> Artifact:
-        held = {source: self.held_out(source) for source in self.recipe.sources}
+    def _evaluate(
+        self, name: str, checkpoints: dict[str, Artifact], training_mix: Artifact | None, sources: list[str] | None = None
+    ) -> Artifact:
+        held = {source: self.held_out(source) for source in sources or self.recipe.sources}
         refs = {label: artifact.refs[0] for label, artifact in checkpoints.items()}
         task = evaluate.task(
             name,
@@ -56,6 +59,21 @@ class Pipeline(Training):
     def learning_rates_all(self) -> Artifact:
         """Every run of the learning-rate study, evaluated."""
         return self._evaluate("learning-rates", self.learning_rates(), None)
+
+    def tokenizers_all(self) -> None:
+        """A pretraining under the recipe's tokenizer and each of the others, one pass over the same documents, evaluated (report, Table 5)."""
+        each = [self, *(Under(self, name) for name in self._require("other_tokenizers"))]
+        for pipeline in each:
+            pipeline._check_size(pipeline.mix(self._require("pretrain").mix), None)  # told before hours of training
+        for pipeline in each:
+            pipeline.pretrained_alone()
+
+    def pretrained_alone(self) -> None:
+        """The pretrained checkpoint, evaluated on the sources of its mix and on tasks."""
+        pretrained, mix = self.pretrain(), self.recipe.mixes[self._require("pretrain").mix]
+        sources = list(dict.fromkeys(name.partition("/")[0] for name in mix.sources))
+        self._evaluate("tokenizers", {"pretrained": pretrained}, None, sources)
+        self._downstream_all("development", {"pretrained": pretrained})
 
     def evaluate_all(self) -> Artifact:
         """The pretrained checkpoint, each ingredient and the soup, beside a unigram model of the pretraining tokens."""
@@ -118,6 +136,31 @@ class Pipeline(Training):
         else:
             self.model("pretrained", self.pretrain())
         self.evaluate_all()
+
+
+class Under(Pipeline):
+    """A recipe under another of its tokenizers. Its documents, and which of them mixes and evaluations take, are those of `own`."""
+
+    def __init__(self, own: Pipeline, name: str) -> None:
+        recipe = own.recipe.model_copy(update={"tokenizer": own.recipe.other_tokenizers[name], "other_tokenizers": {}})
+        runner = replace(own.runner, label=name)  # which shares its memory
+        super().__init__(recipe, runner, lambda task, work: own.call(f"{task} ({name})", work), own.tell, own.watch)
+        self.own = own
+
+    def documents(self, source: str) -> Artifact:
+        return self.own.documents(source)
+
+    def scores(self, source: str) -> list[Artifact]:
+        return self.own.scores(source)
+
+    def _sources(self, names: list[str]) -> tuple[dict[str, tuple[list[ShardRef], list[ShardRef]]], list[Artifact]]:
+        return self.own._sources(names)
+
+    def _encoded_as(self, names: list[str]) -> dict[str, Artifact]:
+        return {name: self.tokens(name.partition("/")[0]) for name in names}
+
+    def contamination(self, name: str, selections: list[str], mixed: Artifact | None) -> None:
+        """Nothing: it is that of the same documents under `own`."""
 
 
 def make_runner(recipe: Recipe, watch: Watch = ignore, **options: Any) -> Runner:

@@ -46,16 +46,22 @@ class Training(Curation):
         refs = {name: (tokens.refs, selection.refs) for name, (tokens, selection) in pairs.items()}
         return refs, [artifact for pair in pairs.values() for artifact in pair]
 
+    def _encoded_as(self, names: list[str]) -> dict[str, Artifact]:
+        """The tokens that mixes of these sources have in place of those that their documents were chosen by; none but in `Under`."""
+        return {}
+
     def mix(self, name: str) -> Artifact:
         return self._mix(name, self.recipe.mixes[name].spec(self.recipe.sequence_length))
 
     def _mix(self, name: str, spec: MixSpec) -> Artifact:
         sources, inputs = self._sources(list(spec.sources))
-        held = self.recipe.held_out
+        held, others = self.recipe.held_out, self._encoded_as(list(spec.sources))
+        encoded_as = {source: artifact.refs for source, artifact in others.items()}
 
         def make() -> Artifact:
-            task = mix.task(spec, name, sources, self.tokenizer().refs[0], held.share, held.tokens_per_source)
-            return self.runner.run(mix.MIX, name, [task], inputs=inputs)
+            tokenizer = self.tokenizer().refs[0]
+            task = mix.task(spec, name, sources, tokenizer, held.share, held.tokens_per_source, encoded_as)
+            return self.runner.run(mix.MIX, name, [task], inputs=[*inputs, *others.values()])
 
         made = self._once("mix", name, make)
         self.contamination(f"mix {name}", list(spec.sources), made)
@@ -63,12 +69,13 @@ class Training(Curation):
 
     def held_out(self, source: str) -> Artifact:
         sources, inputs = self._sources([source])
-        held = self.recipe.held_out
+        held, others = self.recipe.held_out, self._encoded_as([source])
+        encoded_as = others[source].refs if others else None
 
         def make() -> Artifact:
-            tokenizer = self.tokenizer().refs[0]
-            task = mix.held_out_task(source, sources[source], tokenizer, held.share, held.tokens_per_source, self.recipe.sequence_length)
-            return self.runner.run(mix.HELD_OUT, source, [task], inputs=inputs)
+            tokenizer, length = self.tokenizer().refs[0], self.recipe.sequence_length
+            task = mix.held_out_task(source, sources[source], tokenizer, held.share, held.tokens_per_source, length, encoded_as)
+            return self.runner.run(mix.HELD_OUT, source, [task], inputs=[*inputs, *others.values()])
 
         return self._once("held-out", source, make)
 

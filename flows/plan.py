@@ -17,6 +17,7 @@ from tasks.mix_plan import CompositionRow
 from tasks.raw_files import Unreachable
 from tasks.shards import Artifact, ShardRef, input_files
 from tasks.storage import asking_once
+from tasks.train_tokenizer import BytePairs, Cl100k
 
 PEAK_FLOPS = 989.5e12  # dense bf16 of an H100 or H200
 UTILISATION = 0.4  # of the peak; what well-tuned trainers of this size reach is 0.4 to 0.5
@@ -41,7 +42,7 @@ def make_plan(recipe: Recipe, stage: str, price: float) -> dict[str, Any]:
     mixes, failed = tables.compositions(pipeline, sizes)
     rows = [_row(artifact) for artifact in pipeline.runner.artifacts.values()]
     rows += [_declared_row(name, sizes[name]) for source in unlisted for name in recipe.selections_of(source)]
-    training = [_cost(pipeline, run, mixes) for run in _runs(recipe, stage) if not _is_made(pipeline, "train", run.name)]
+    training = [_cost(pipeline, run, mixes) for run in _runs(recipe, stage) if _made(pipeline, "train", run.name) is None]
     notes = _notes(rows, training, price) + _caveats(recipe, unlisted, failed)
     return {
         "recipe": recipe.name,
@@ -128,6 +129,8 @@ def _runs(recipe: Recipe, stage: str) -> list[Run]:
         decays = {name: Run("", decay.mix or recipe.pretrain.mix, decay.steps) for name, decay in study.decays.items()}
         return [(decays[run.decay] if run.decay else first)._replace(name=run.name) for run in study.runs()]
     runs = [Run("pretrain", recipe.pretrain.mix, recipe.pretrain.steps)]
+    if stage == "tokenizers_all":
+        return runs + [Run(f"pretrain ({name})", f"{recipe.pretrain.mix} ({name})", None) for name in recipe.other_tokenizers]
     if stage in ("end_to_end", "micro_anneal_all"):
         runs += _micro_anneals(recipe, recipe.pretrain.global_batch_instances * recipe.sequence_length)
     if recipe.anneal is not None and stage in ("end_to_end", "anneals", "soup_all", "evaluate_all"):
@@ -145,9 +148,11 @@ def _micro_anneals(recipe: Recipe, batch: int) -> list[Run]:
     return list(found.values())
 
 
-def _is_made(pipeline: Pipeline, step: str, name: str) -> bool:
-    made = pipeline.made.get((step, name))
-    return made is not None and made.is_whole
+def _made(pipeline: Pipeline, step: str, name: str) -> Artifact | None:
+    """The artifact of a step, where it is made; those under another tokenizer are known to the runner alone."""
+    others = (artifact for artifact in pipeline.runner.artifacts.values() if (artifact.step, artifact.name) == (step, name))
+    found = pipeline.made.get((step, name)) or next(others, None)
+    return found if found is not None and found.is_whole else None
 
 
 def _cost(pipeline: Pipeline, run: Run, mixes: Mapping[str, list[CompositionRow]]) -> dict[str, Any]:
@@ -158,7 +163,9 @@ def _cost(pipeline: Pipeline, run: Run, mixes: Mapping[str, list[CompositionRow]
     if steps is None:
         return {"name": run.name, "mix": run.mix, "steps": None, "tokens": None, "flops": None, "gpu_hours": None}
     tokens = steps * recipe.pretrain.global_batch_instances * recipe.sequence_length
-    vocabulary = getattr(recipe.tokenizer, "vocab_size", 100_352)
+    vocabulary = _vocabulary(pipeline, run.mix)
+    if vocabulary is None:
+        return {"name": run.name, "mix": run.mix, "steps": steps, "tokens": tokens, "flops": None, "gpu_hours": None}
     flops = tokens * recipe.model.config(vocabulary, recipe.sequence_length).flops_per_token(recipe.sequence_length)
     hours = flops / (PEAK_FLOPS * UTILISATION) / 3600
     return {"name": run.name, "mix": run.mix, "steps": steps, "tokens": tokens, "flops": flops, "gpu_hours": hours}
@@ -166,16 +173,33 @@ def _cost(pipeline: Pipeline, run: Run, mixes: Mapping[str, list[CompositionRow]
 
 def _epoch(pipeline: Pipeline, mix: str, mixes: Mapping[str, list[CompositionRow]]) -> int | None:
     """Steps of one epoch of a mix: of its instances where it is made, of its tokens where it is planned."""
-    recipe = pipeline.recipe
+    recipe, made = pipeline.recipe, _header(pipeline, mix)
     assert recipe.pretrain
-    if _is_made(pipeline, "mix", mix):
-        made = pipeline.made["mix", mix]
-        instances = json.loads(input_files(pipeline.store, ShardRef(made.step, made.keys[0]))["mix.json"].read_text())["instances"]
+    if made is not None:
+        instances = made["instances"]
     elif mix in mixes:
         instances = sum(row["tokens"] for row in mixes[mix]) // recipe.sequence_length
     else:
         return None
     return int(instances) // recipe.pretrain.global_batch_instances
+
+
+def _header(pipeline: Pipeline, mix: str) -> dict[str, Any] | None:
+    """Of a mix that is made."""
+    made = _made(pipeline, "mix", mix)
+    if made is None:
+        return None
+    return dict(json.loads(input_files(pipeline.store, ShardRef(made.step, made.keys[0]))["mix.json"].read_text()))
+
+
+def _vocabulary(pipeline: Pipeline, mix: str) -> int | None:
+    """The vocabulary of a mix's tokens; None of one from a file, before the mix is made."""
+    made, tokenizer = _header(pipeline, mix), pipeline.recipe.tokenizer
+    if made is not None:
+        return int(made["vocab_size"])
+    if isinstance(tokenizer, Cl100k):
+        return 100_352
+    return tokenizer.vocab_size if isinstance(tokenizer, BytePairs) else None
 
 
 def _notes(rows: list[dict[str, Any]], training: list[dict[str, Any]], price: float) -> list[str]:
@@ -194,7 +218,7 @@ def _notes(rows: list[dict[str, Any]], training: list[dict[str, Any]], price: fl
     unknown = [run["name"] for run in training if run["flops"] is None]
     if unknown:
         names = ", ".join(unknown) if len(unknown) <= NAMED else f"{len(unknown)} runs"
-        notes.append(f"not known before their mixes are made: the tokens of {names}")
+        notes.append(f"not known before their mixes are made: tokens or FLOPs of {names}")
     return notes
 
 

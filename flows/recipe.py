@@ -7,6 +7,7 @@ evaluation) and, under `where`, the machine it runs on, which changes no key. Wh
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,12 @@ class Recipe(Section):
         default=None, description="A study of peak learning rates: the flow `learning-rates`.", json_schema_extra=_at(19)
     )
 
+    other_tokenizers: dict[str, TokenizerConfig] = Field(
+        default={},
+        description="Tokenizers to hold against `tokenizer`, by name: the flow `compare-tokenizers`.",
+        json_schema_extra=_at(20),
+    )
+
     def selections(self) -> dict[str, Source | Subset]:
         """All that a mix may name: the sources, each followed by its subsets."""
         found: dict[str, Source | Subset] = {}
@@ -148,6 +155,7 @@ class Recipe(Section):
             _known("learning_rates.decays", [each.mix for each in self.learning_rates.decays.values() if each.mix], self.mixes, "mixes")
             if not self.pretrain:
                 raise ValueError("learning_rates is a study of `pretrain`: add it")
+        self._tokenizers_can_be_compared()
         if self.pretrain and not self.model:
             raise ValueError("pretrain needs a `model`")
         if self.model:
@@ -165,6 +173,26 @@ class Recipe(Section):
         if (self.anneal or self.micro_anneals) and not self.pretrain:
             raise ValueError("anneal and micro_anneals start from a pretrained checkpoint: add `pretrain`")
         return self
+
+    def _tokenizers_can_be_compared(self) -> None:
+        if not self.other_tokenizers:
+            return
+        if not self.pretrain:
+            raise ValueError("other_tokenizers compares pretrainings: add `pretrain`")
+        for key in ("steps", "decay_steps"):
+            if getattr(self.pretrain, key) is not None:
+                raise ValueError(
+                    f"pretrain.{key} is {getattr(self.pretrain, key)}, but other_tokenizers compares one pass over the same documents, "
+                    "which are not as many steps under each tokenizer: leave it empty (null), and give the mix the size that you want"
+                )
+        before = {"tokenizer": self.tokenizer}
+        for name, config in self.other_tokenizers.items():
+            if name == self.tokenizer.kind or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"other_tokenizers.{name}: is no name for it, or that of the recipe's own; give letters, digits, . _ -")
+            for other, its in before.items():
+                if its == config:
+                    raise ValueError(f"other_tokenizers.{name} is the same as {other}: leave one of them out")
+            before[f"other_tokenizers.{name}"] = config
 
     def annotation_of(self, scorer: str) -> str | None:
         """The annotation that a scorer is trained on."""

@@ -21,6 +21,7 @@ from tasks.report_page import render
 from tasks.report_scores import source_scores
 from tasks.scorers import ContaminationConfig
 from tasks.store import Store
+from tasks.train_tokenizer import FROM_FILE
 
 
 def write_report(recipe: Recipe) -> str:
@@ -72,6 +73,7 @@ class Gathering(Compute):
             soups=self._soups(),
             tried_soups=self._tried_soups(),
             tasks=[score for node in self._of("downstream") for score in self._task_scores(node)],
+            tokenizers=self.tokenizers(),
             compute=self.compute(),
             artifacts=[self._artifact(node) for node in self.nodes if self.records[node["id"]]],
             recipe=yaml.safe_dump(_without_defaults(self.recipe), sort_keys=False, allow_unicode=True),
@@ -141,7 +143,8 @@ class Gathering(Compute):
         entries: dict[str, report_data.FileEntry] = {}
         for step, label in (("tokenizer", "trains the tokenizer"), ("train-scorer", "trains the scorer {}"), ("ingest", "")):
             for node in self._of(step):
-                for entry in self._files_of(node, label.format(node["name"])):
+                given = step == "tokenizer" and node["name"].startswith(FROM_FILE)
+                for entry in self._files_of(node, "is a tokenizer" if given else label.format(node["name"])):
                     entries[entry.path] = entry
         for source, urls in self.summary.same_content.items():
             for url in urls:

@@ -8,7 +8,9 @@ from flows.report_mid_training import MidTraining, Node
 from tasks import report_data
 from tasks.report_micro_anneals import AVERAGE
 
+TOKENIZERS = "tokenizers"
 EVALUATIONS = {"checkpoints": "anneal", "micro-anneals": "micro-anneal", "learning-rates": "learning rate"}  # what most of each are
+EVALUATIONS |= {TOKENIZERS: "pretraining"}
 
 
 class Compute(MidTraining):
@@ -20,16 +22,45 @@ class Compute(MidTraining):
         nodes = {node["id"]: node for node in self.nodes}
         found: dict[str, report_data.TrainedFor] = {}
         for evaluation, kind in EVALUATIONS.items():
-            for evaluated in (node for node in self._of("evaluate") if node["name"] == evaluation):
-                for (name, scores), checkpoint in zip(self._evaluation(evaluation).items(), evaluated["inputs"], strict=False):
+            for evaluated in (node for node in self._of("evaluate") if _labelled(node)[0] == evaluation):
+                label = f" ({_labelled(evaluated)[1]})" if _labelled(evaluated)[1] else ""
+                for (told, scores), checkpoint in zip(self._evaluation(evaluated["name"]).items(), evaluated["inputs"], strict=False):
                     node = nodes.get(checkpoint)
                     if node is None or node["step"] not in ("train", "soup"):  # the unigram model stands at a held-out mix's place
                         continue
-                    row = self._row(name, self._kind(name, node, kind), node, scores["all"])
+                    row = self._row(f"{told}{label}", self._kind(told, node, kind), node, scores["all"])
                     row.tasks = {score.task: score.score for score in tasks.get(checkpoint, [])}
                     row.average = development.get(checkpoint, {}).get(AVERAGE)
                     found.setdefault(checkpoint, row)
         return sorted(found.values(), key=lambda row: (row.flops is None, row.flops or 0.0))
+
+    def tokenizers(self) -> list[report_data.TokenizerRow]:
+        """The recipe's own tokenizer, then the others."""
+        development, trained = self._development_by_checkpoint(), {node["id"]: node for node in self._of("train")}
+        rows = []
+        for evaluated in (node for node in self._of("evaluate") if _labelled(node)[0] == TOKENIZERS):
+            run = trained.get(evaluated["inputs"][0])
+            mix = next((node for node in self._of("mix") if run and node["id"] in run["inputs"]), None)
+            cost = self._cost(run) if run else None
+            if run is None or mix is None or cost is None or self.recipe.model is None:
+                continue  # the page's lineage tells what is gone
+            header, books = json.loads(self._file(mix, "mix.json").read_text()), self._books(run)
+            row = report_data.TokenizerRow(
+                _labelled(evaluated)[1] or self.recipe.tokenizer.kind,
+                header["vocab_size"],
+                header["documents"],
+                header["bytes"],
+                header["tokens"],
+                books.kept,
+                cost[0],
+                round(header["bytes"] * cost[0] / header["tokens"]),
+                self.recipe.model.config(header["vocab_size"], self.recipe.sequence_length).num_parameters(),
+                float(cost[1]),
+                next(iter(self._evaluation(evaluated["name"]).values())),
+                development.get(run["id"], {}),
+            )
+            rows.append(row)
+        return sorted(rows, key=lambda row: row.name != self.recipe.tokenizer.kind)
 
     def _kind(self, name: str, node: Node, kind: str) -> str:
         if node["step"] == "soup":
@@ -65,3 +96,9 @@ class Compute(MidTraining):
         model = self.recipe.model.config(vocabulary, self.recipe.sequence_length)
         tokens = self._books(run).counts["tokens"]
         return tokens, tokens * model.flops_per_token(self.recipe.sequence_length), tokens * model.kaplan_flops_per_token()
+
+
+def _labelled(node: Node) -> tuple[str, str]:
+    """The name of an evaluation, and the other tokenizer that it is under, if any."""
+    name, _, label = node["name"].partition(" (")
+    return name, label.removesuffix(")")

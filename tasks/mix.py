@@ -57,33 +57,51 @@ def task(
     tokenizer: ShardRef,
     held_out: float,
     held_tokens: int,
+    encoded_as: dict[str, list[ShardRef]] | None = None,
 ) -> ShardTask:
-    """A mix. sources: name -> (token shards, selection shards), in the same order; held_out: share of documents that no mix may take."""
+    """A mix. sources: name -> (token shards, selection shards), in the same order; held_out: share of documents that no mix may take.
+
+    encoded_as: name -> token shards under another tokenizer, `tokenizer`. The mix then takes the very documents that it takes of `sources`,
+    in these tokens; all its settings that count tokens count those of `sources`.
+    """
     config = {"mix": spec.model_dump(mode="json"), "held_out": held_out, "held_tokens": held_tokens}
-    return ShardTask(name, {**config, **_settings(sources)}, _inputs(sources, tokenizer))
+    return ShardTask(name, {**config, **_settings(sources, encoded_as or {})}, _inputs(sources, tokenizer, encoded_as or {}))
 
 
 def held_out_task(
-    name: str, source: tuple[list[ShardRef], list[ShardRef]], tokenizer: ShardRef, share: float, tokens: int, sequence_length: int
+    name: str,
+    source: tuple[list[ShardRef], list[ShardRef]],
+    tokenizer: ShardRef,
+    share: float,
+    tokens: int,
+    sequence_length: int,
+    encoded_as: list[ShardRef] | None = None,
 ) -> ShardTask:
-    """The held-out part of a source: documents of the smallest hash up to `share` of them and about `tokens` tokens."""
+    """The held-out part of a source: documents of the smallest hash up to `share` of them and about `tokens` tokens.
+
+    encoded_as: token shards under another tokenizer, as of a mix.
+    """
     config = {"held_out": share, "held_tokens": tokens, "sequence_length": sequence_length}
-    return ShardTask(name, {**config, **_settings({name: source})}, _inputs({name: source}, tokenizer))
+    sources, others = {name: source}, {name: encoded_as} if encoded_as is not None else {}
+    return ShardTask(name, {**config, **_settings(sources, others)}, _inputs(sources, tokenizer, others))
 
 
-def _settings(sources: dict[str, tuple[list[ShardRef], list[ShardRef]]]) -> dict[str, Any]:
+def _settings(sources: dict[str, tuple[list[ShardRef], list[ShardRef]]], encoded_as: dict[str, list[ShardRef]]) -> dict[str, Any]:
     # the order of the sources is the order of the tokens, and a key does not see the order of a mapping
+    read = {name: encoded_as.get(name, tokens) for name, (tokens, _) in sources.items()}
     return {
         "order": list(sources),
-        "files": {name: [f"{ref.step}/{ref.key}/{TOKENS}" for ref in tokens] for name, (tokens, _) in sources.items()},
+        "files": {name: [f"{ref.step}/{ref.key}/{TOKENS}" for ref in tokens] for name, tokens in read.items()},
     }
 
 
-def _inputs(sources: dict[str, tuple[list[ShardRef], list[ShardRef]]], tokenizer: ShardRef) -> dict[str, Any]:
+def _inputs(
+    sources: dict[str, tuple[list[ShardRef], list[ShardRef]]], tokenizer: ShardRef, encoded_as: dict[str, list[ShardRef]]
+) -> dict[str, Any]:
     roles: dict[str, Any] = {"tokenizer": [tokenizer]}
     for name, (tokens, selections) in sources.items():
         roles |= {f"tokens:{name}": tokens, f"selection:{name}": selections}
-    return roles
+    return roles | {f"encoded-as:{name}": tokens for name, tokens in encoded_as.items()}
 
 
 def run(shard: Shard) -> Books:
@@ -137,6 +155,27 @@ def _load(shard: Shard, name: str, first_file: int, books: Books) -> SourceIndex
     return joined
 
 
+def _encoded_as(shard: Shard, name: str, source: SourceIndex) -> SourceIndex:
+    """The same documents where the tokens of another tokenizer lie; the source itself where the shard has no other."""
+    others = shard.inputs.get(f"encoded-as:{name}")
+    if others is None:
+        return source
+    order = shard.config["order"]
+    first = sum(len(shard.config["files"][before]) for before in order[: order.index(name)])
+    start, length = np.empty_like(source.start), np.empty_like(source.length)
+    for number, tokens in enumerate(others):
+        mine = source.file == first + number
+        index = pq.read_table(tokens[INDEX], columns=["row", "key", "start", "length"])
+        rows = index.column("row").to_numpy()
+        at = np.searchsorted(rows, source.row[mine])
+        there = at < len(rows)
+        if not there.all() or (index.column("key").to_numpy()[at] != source.keys[mine]).any():
+            raise UserError(f"{shard.name}: the other tokenizer has not encoded the documents of {name} shard by shard: run it again")
+        start[mine] = index.column("start").to_numpy()[at]
+        length[mine] = index.column("length").to_numpy()[at]
+    return SourceIndex(source.keys, source.file, source.row, start, length, source.bytes)
+
+
 def _compile_mix(shard: Shard, sources: dict[str, SourceIndex], books: Books) -> None:
     spec = MixSpec.model_validate(shard.config["mix"])
     repeats = mix_plan.resolve(spec, {name: source.tokens for name, source in sources.items()})
@@ -145,6 +184,7 @@ def _compile_mix(shard: Shard, sources: dict[str, SourceIndex], books: Books) ->
         raise UserError(
             f"mix {shard.name} takes no document: loosen the filters of its sources ({', '.join(sources)}) or raise their repeat"
         )
+    sources = {name: _encoded_as(shard, name, source) for name, source in sources.items()}
     extents = mix_plan.join_extents([mix_plan.extents(s.file, s.start, s.length, copies[name]) for name, s in sources.items()])
     table = _table(sources, copies)
     pq.write_table(table, shard.folder / "plan.parquet", compression="zstd")
@@ -183,7 +223,8 @@ def _write_compiled(
 ) -> None:
     files, kind = [name for source in shard.config["order"] for name in shard.config["files"][source]], "scattered"
     if spec.pack:
-        paths = [tokens[TOKENS] for name in sources for tokens in shard.inputs[f"tokens:{name}"]]
+        read = [shard.inputs.get(f"encoded-as:{name}", shard.inputs[f"tokens:{name}"]) for name in sources]
+        paths = [tokens[TOKENS] for shards in read for tokens in shards]
         files, extents = pack(extents, paths, table, shard.folder, spec.sequence_length)
         kind = "packed"
     np.save(shard.folder / "extents.npy", extents)
@@ -196,6 +237,7 @@ def _write_compiled(
 def _compile_held_out(shard: Shard, held: dict[str, SourceIndex], books: Books) -> None:
     """A source of a few documents may have none held out; the evaluation then says that it has nothing to say of it."""
     ((name, source),) = held.items()
+    source = _encoded_as(shard, name, source)
     books.kept = len(source.keys)
     books.drop("for training", books.read - books.kept)
     extents = mix_plan.extents(source.file, source.start, source.length, np.ones(len(source.keys), np.uint16))

@@ -418,6 +418,33 @@ class TrainedFor:
 
 
 @dataclass
+class TokenizerRow:
+    """A model trained for one pass over the same documents as the others, under a tokenizer of its own (report, Table 5).
+
+    documents, bytes (of UTF-8 text) and tokens (EOS included) are the mix's, every copy counted; trained_bytes are the share of them that
+    whole batches hold. `tasks` are shares from 0 to 1 on development's tasks, their average first where there are several.
+    """
+
+    name: str
+    vocabulary: int  # padded
+    documents: int
+    bytes: int
+    tokens: int
+    steps: int
+    trained_tokens: int
+    trained_bytes: int
+    parameters: int
+    flops: float  # of training, as PaLM counts
+    scores: dict[str, Score]
+    tasks: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of text: EOS, one a document, is none."""
+        return self.bytes / (self.tokens - self.documents)
+
+
+@dataclass
 class ReportData:
     """Everything on the page. Whatever a run did not do is left empty, and its section says so."""
 
@@ -444,6 +471,7 @@ class ReportData:
     soups: list[SoupRow] = field(default_factory=list)
     tried_soups: list[TriedSoup] = field(default_factory=list)
     tasks: list[TaskScore] = field(default_factory=list)
+    tokenizers: list[TokenizerRow] = field(default_factory=list)
     compute: list[TrainedFor] = field(default_factory=list)
     artifacts: list[Artifact] = field(default_factory=list)
     recipe: str = ""  # YAML, in full

@@ -32,6 +32,7 @@ from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
 from tasks.report_micro_anneals import ALL, micro_anneals, score_names
 from tasks.report_tasks import tasks_table
+from tasks.report_tokenizers import tokenizer_lines
 from trainer.spikes import spike_score
 
 _HERE = Path(__file__).parent
@@ -46,6 +47,7 @@ _SECTIONS = (
     ("micro-anneals", "Micro-anneals"),
     ("soup", "Ingredients and soup"),
     ("tasks", "Tasks"),
+    ("tokenizers", "Tokenizers"),
     ("compute", "Training compute"),
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
@@ -75,6 +77,7 @@ def render(data: ReportData) -> str:
         micro=micro_anneals(data.micro_anneals),
         soup=_soup(data.checkpoints),
         tasks=tasks_table(data.tasks),
+        tokenizers=tokenizer_lines(data.tokenizers),
         compute=compute_table(data.compute),
         graph=lineage(data.artifacts),
         recipe=_yaml(data.recipe),

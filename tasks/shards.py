@@ -143,7 +143,7 @@ class Runner:
     """Runs steps of one recipe run against a store and remembers what they made.
 
     plan_only: run nothing, only say what is missing. only: run just this (step, name or None), the rest must be there.
-    force: make the shards of `only` again though they are there.
+    force: make the shards of `only` again though they are there. label: stands behind the name of every artifact.
     """
 
     store: Store
@@ -152,6 +152,7 @@ class Runner:
     only: tuple[str, str | None] | None = None
     force: bool = False
     tell: Callable[[Artifact], None] = lambda artifact: None
+    label: str = ""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     made_books: dict[str, Books] = field(default_factory=dict)
     made_shards: dict[str, int] = field(default_factory=dict)
@@ -172,6 +173,7 @@ class Runner:
         `launch(task, key)` replaces the engine for GPU jobs. Over `max_quarantined` (a share of what was read) the shards stay
         committed and UserError names the first file and line.
         """
+        name = f"{name} ({self.label})" if self.label else name
         keys = [task.key(step) for task in tasks]
         may_run = self._may_run(step.name, name)
         if may_run and self.force and self.only:

@@ -28,6 +28,7 @@ import numpy as np
 
 from tasks import bpe, tokenizer_file
 from tasks.errors import UserError
+from tasks.train_tokenizer import FROM_FILE
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -54,7 +55,6 @@ METADATA_FILE = "tokenizer.olmoflow.json"
 RANKS_FILE = "ranks.tiktoken"
 CLASSES_FILE = "unicode_classes.json"
 HUGGING_FACE_FILE = "tokenizer.json"
-FROM_FILE = "huggingface"  # the kind of those that came as a file
 
 _VOCABULARY_MULTIPLE = 128
 _LONGEST_TOKEN = 128  # bytes; cl100k's longest

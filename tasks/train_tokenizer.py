@@ -11,6 +11,7 @@ from tasks.shards import Shard, ShardTask, Step
 from tasks.sources.base import RawFile
 from tasks.store import Books
 
+FROM_FILE = "huggingface"  # the kind of those that are given as a file
 STEP = Step("tokenizer", 1, "tasks.train_tokenizer", ("tokenizers",))
 
 
@@ -58,7 +59,7 @@ def run(shard: Shard) -> Books:
     if shard.config["kind"] == "cl100k":
         build_cl100k(shard.folder)
         return Books("texts")
-    if shard.config["kind"] == "huggingface":
+    if shard.config["kind"] == FROM_FILE:
         file: RawFile = shard.one("examples:0")
         with file.open() as stream:
             build_from_file(stream.read(), file.shown, shard.config["eos_token"], shard.config["pad_token"], shard.folder)

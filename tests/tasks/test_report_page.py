@@ -35,6 +35,7 @@ from tasks.report_data import (
     SourceScores,
     Stage,
     TaskScore,
+    TokenizerRow,
     TrainedFor,
     TrainingRun,
 )
@@ -134,6 +135,8 @@ def full_data() -> ReportData:
         tasks=[TaskScore("p", "arc_easy", "development", "accuracy", 0.25, 0.0123, 570, "cf", {"cf": 0.25, "mcf": 0.2}, 1.234),
                TaskScore("mean", "arc_easy", "development", "accuracy", 0.317, 0.0204, 570, "mcf", {"cf": 0.3, "mcf": 0.317}, 1.1, 7),
                TaskScore("mean", "gsm8k", "held_out", "exact_match", 0.023, None, 1)],
+        tokenizers=[TokenizerRow("cl100k", 100_352, 10, 4000, 1010, 5, 960, 3802, 1_485_000_000, 8.9e15, {"all": Score(1.0)}, {"csqa": 0.3}),
+                    TokenizerRow("olmo-1", 50_304, 10, 4000, 1110, 5, 960, 3460, 1_280_000_000, 8.1e15, {"all": Score(1.1)}, {"csqa": 0.32})],
         compute=[TrainedFor("p", "pretraining", 3_900_000, 1.23456e17, 1.2e17, 2.0, {"arc_easy": 0.25, "csqa": 0.35}, 0.3),
                  TrainedFor("mean", "soup", 4_200_000, 1.33e17, 1.3e17, 1.7, {"arc_easy": 0.317}, 0.317),
                  TrainedFor("old", "anneal", None, None, None, 1.9)],
@@ -157,6 +160,7 @@ def test_every_section_is_there_and_every_element_is_closed():
         "micro-anneals",
         "soup",
         "tasks",
+        "tokenizers",
         "compute",
         "lineage",
         "recipe",
@@ -208,6 +212,7 @@ def test_every_section_is_there_and_every_element_is_closed():
             "7 documents",
             "books",
         ],
+        "tokenizers": ["100,352", "50,304", "4.000", "3.636", "1.1000", "+0.1000", "+2.0", "8.9e+15", "olmo-1"],
         "compute": ["soup", "1.235e+17", "3.9M", "30.0", "31.7", "–", "6 N D"],
         "training": ["pretrain", "anneal", "micro-anneal", "Loss, close to the anneals", "Gradient norm", "Learning rate", "50"],
         "micro-anneals": ["2x maths", "49.3 %", "798M", "1.900", "−0.100", "+0.100", "copies", "n/a"],
@@ -222,7 +227,7 @@ def test_every_section_is_there_and_every_element_is_closed():
 
 def test_a_run_that_did_nothing_has_all_sections_and_says_so():
     page = Page(render(ReportData("empty", "r.yaml", "now")))
-    assert sum(tag == "section" for tag, _ in page.elements) == 13
+    assert sum(tag == "section" for tag, _ in page.elements) == 14
     assert all(len(page.sections[attrs["id"]].strip()) > 20 for tag, attrs in page.elements if tag == "section")
 
 
