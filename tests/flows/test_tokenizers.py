@@ -228,6 +228,14 @@ def test_a_plan_knows_the_runs_and_once_they_are_mixed_their_steps(made, folder,
     assert [(run["steps"], run["flops"]) for run in runs] == [(row.steps, row.flops) for row in gathering.tokenizers()]
 
 
+def test_a_plan_does_not_guess_the_vocabulary_of_a_file(folder, tmp_path):
+    changed = config(folder) | {"store": str(tmp_path), "tokenizer": config(folder)["other_tokenizers"]["words"], "other_tokenizers": {}}
+    changed["pretrain"]["steps"] = 3
+    plan = make_plan(Recipe.model_validate(changed), "pretrain", 0.0)
+    assert [(run["tokens"], run["flops"]) for run in plan["training"]] == [(3 * BATCH * LENGTH, None)]
+    assert "not known before their mixes are made: tokens or FLOPs of pretrain" in plan["notes"]
+
+
 def test_the_flow_without_others_says_what_to_add(made):
     pipeline, _ = made
     alone = pipeline.recipe.model_copy(update={"other_tokenizers": {}})
