@@ -53,6 +53,7 @@ class Gathering(Compute):
                     corpus.describe() if config["sample_corpus"] else "",
                     self._unevaluated(),
                     self._unseen(),
+                    self.uncompared(),
                     self._not_searched_for(),
                 )
                 if text

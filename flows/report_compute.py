@@ -1,16 +1,21 @@
-"""What the training of each evaluated checkpoint of a run cost, beside its scores (report, Figure 1 and Table 6)."""
+"""What the training of each evaluated checkpoint of a run cost, beside its scores (report, Figure 1 and Table 6); tokenizers compared so."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from flows.report_mid_training import MidTraining, Node
 from tasks import report_data
 from tasks.report_micro_anneals import AVERAGE
 
 TOKENIZERS = "tokenizers"
-EVALUATIONS = {"checkpoints": "anneal", "micro-anneals": "micro-anneal", "learning-rates": "learning rate"}  # what most of each are
-EVALUATIONS |= {TOKENIZERS: "pretraining"}
+EVALUATIONS = {  # and what most of the checkpoints of each are
+    "checkpoints": "anneal",
+    "micro-anneals": "micro-anneal",
+    "learning-rates": "learning rate",
+    TOKENIZERS: "pretraining",
+}
 
 
 class Compute(MidTraining):
@@ -35,32 +40,39 @@ class Compute(MidTraining):
         return sorted(found.values(), key=lambda row: (row.flops is None, row.flops or 0.0))
 
     def tokenizers(self) -> list[report_data.TokenizerRow]:
-        """The recipe's own tokenizer, then the others."""
-        development, trained = self._development_by_checkpoint(), {node["id"]: node for node in self._of("train")}
-        rows = []
-        for evaluated in (node for node in self._of("evaluate") if _labelled(node)[0] == TOKENIZERS):
-            run = trained.get(evaluated["inputs"][0])
-            mix = next((node for node in self._of("mix") if run and node["id"] in run["inputs"]), None)
-            cost = self._cost(run) if run else None
-            if run is None or mix is None or cost is None or self.recipe.model is None:
-                continue  # the page's lineage tells what is gone
-            header, books = json.loads(self._file(mix, "mix.json").read_text()), self._books(run)
-            row = report_data.TokenizerRow(
-                _labelled(evaluated)[1] or self.recipe.tokenizer.kind,
-                header["vocab_size"],
-                header["documents"],
-                header["bytes"],
-                header["tokens"],
-                books.kept,
-                cost[0],
-                round(header["bytes"] * cost[0] / header["tokens"]),
-                self.recipe.model.config(header["vocab_size"], self.recipe.sequence_length).num_parameters(),
-                float(cost[1]),
-                next(iter(self._evaluation(evaluated["name"]).values())),
-                development.get(run["id"], {}),
-            )
-            rows.append(row)
-        return sorted(rows, key=lambda row: row.name != self.recipe.tokenizer.kind)
+        """The recipe's own tokenizer, then the others; those whose run or mix is gone are left out."""
+        return [row for row in self._compared().values() if row is not None]
+
+    def uncompared(self) -> str:
+        """A sentence about tokenizers that `tokenizers` leaves out."""
+        gone = ", ".join(name for name, row in self._compared().items() if row is None)
+        return f"No comparison with the tokenizers {gone}: their runs or mixes are not in the store any more." if gone else ""
+
+    def _compared(self) -> dict[str, report_data.TokenizerRow | None]:
+        own = self.recipe.tokenizer.kind
+        found = {_labelled(node)[1] or own: node for node in self._of("evaluate") if _labelled(node)[0] == TOKENIZERS}
+        return {name: self._tokenizer(name, found[name]) for name in sorted(found, key=lambda name: name != own)}
+
+    def _tokenizer(self, name: str, evaluated: Node) -> report_data.TokenizerRow | None:
+        run = next((node for node in self._of("train") if node["id"] == evaluated["inputs"][0]), None)
+        cost = self._cost(run) if run else None
+        if run is None or cost is None or self.recipe.model is None:
+            return None
+        header, (tokens, flops, _) = self._header(run), cost
+        return report_data.TokenizerRow(
+            name=name,
+            vocabulary=header["vocab_size"],
+            documents=header["documents"],
+            bytes=header["bytes"],
+            tokens=header["tokens"],
+            steps=self._books(run).kept,
+            trained_tokens=tokens,
+            trained_bytes=round(header["bytes"] * tokens / header["tokens"]),
+            parameters=self.recipe.model.config(header["vocab_size"], self.recipe.sequence_length).num_parameters(),
+            flops=float(flops),
+            scores=self._evaluation(evaluated["name"])["pretrained"],
+            tasks=self._development_by_checkpoint().get(run["id"], {}),
+        )
 
     def _kind(self, name: str, node: Node, kind: str) -> str:
         if node["step"] == "soup":
@@ -89,13 +101,17 @@ class Compute(MidTraining):
 
     def _cost(self, run: Node) -> tuple[int, int, int] | None:
         """Tokens of a training run, its FLOPs as `olmoflow plan` counts them, and as the report's Table 6 does; of this run alone."""
-        mix = next((node for node in self._of("mix") if node["id"] in run["inputs"]), None)
-        if mix is None or self.recipe.model is None:
+        header = self._header(run)
+        if not header or self.recipe.model is None:
             return None
-        vocabulary = json.loads(self._file(mix, "mix.json").read_text())["vocab_size"]
-        model = self.recipe.model.config(vocabulary, self.recipe.sequence_length)
+        model = self.recipe.model.config(header["vocab_size"], self.recipe.sequence_length)
         tokens = self._books(run).counts["tokens"]
         return tokens, tokens * model.flops_per_token(self.recipe.sequence_length), tokens * model.kaplan_flops_per_token()
+
+    def _header(self, run: Node) -> dict[str, Any]:
+        """Of the mix that a run was trained on; empty where that is gone."""
+        mix = next((node for node in self._of("mix") if node["id"] in run["inputs"]), None)
+        return dict(json.loads(self._file(mix, "mix.json").read_text())) if mix else {}
 
 
 def _labelled(node: Node) -> tuple[str, str]:

@@ -206,6 +206,16 @@ def test_page_terminal_and_json_have_the_table(made):
     assert [(row["name"], row["bytes_per_token"]) for row in told] == [(row.name, row.bytes_per_token) for row in rows]
 
 
+def test_a_tokenizer_whose_run_is_gone_is_named(made):
+    pipeline, gathering = made
+    other = Gathering(pipeline.store, pipeline.recipe, gathering.summary)
+    gone = next(node for node in other.nodes if node["name"] == "pretrain (words)")
+    other.records[gone["id"]] = []
+    assert [row.name for row in other.tokenizers()] == NAMES[:2]
+    assert "No comparison with the tokenizers words: their runs or mixes" in render(other.data())
+    assert gathering.uncompared() == ""
+
+
 def test_the_recipe_s_own_pretraining_is_the_one_that_it_has_without_the_others(made):
     pipeline, _ = made
     alone = pipeline.recipe.model_copy(update={"other_tokenizers": {}})
