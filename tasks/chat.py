@@ -11,16 +11,19 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UserError
+
+T = TypeVar("T")
+_END: Any = object()
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0
@@ -101,26 +104,32 @@ class Chat:
             limits=httpx.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency),
         )
 
-    def ask_all(self, bodies: Sequence[dict[str, Any]], ask: Callable[[dict[str, Any]], None]) -> None:
-        """Call `ask` for each body, `concurrency` at once. The first exception stops the others between two tries, and is raised."""
-        with self.client, ThreadPoolExecutor(self.endpoint.concurrency, "chat") as pool:
-            futures = [pool.submit(self._or_stop, ask, body) for body in bodies]
+    def ask_all(self, items: Iterable[T], ask: Callable[[T], None]) -> None:
+        """Call `ask` for each item, `concurrency` at once. The first exception stops the others between two tries, and is raised."""
+        waiting, lock = iter(items), threading.Lock()
+
+        def work() -> None:
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                while not self.stopped.is_set():
+                    with lock:
+                        item = next(waiting, _END)
+                    if item is _END:
+                        return
+                    ask(cast(T, item))
+            except BaseException:
+                self.stopped.set()
+                raise
+
+        with self.client, ThreadPoolExecutor(self.endpoint.concurrency, "chat") as pool:
+            futures = [pool.submit(work) for _ in range(self.endpoint.concurrency)]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 self.stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)  # calls under way are paid for: let them end and be kept
-        faults = [fault for future in done if (fault := future.exception()) is not None]
+                pool.shutdown(wait=True)  # calls under way are paid for: let them end and be kept
+        faults = [fault for future in futures if (fault := future.exception()) is not None]
         if faults:
             raise next((fault for fault in faults if not isinstance(fault, _Stopped)), faults[0])
-
-    def _or_stop(self, ask: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> None:
-        try:
-            if not self.stopped.is_set():
-                ask(body)
-        except BaseException:
-            self.stopped.set()  # here, before this thread takes the next call
-            raise
 
     def ask(self, body: dict[str, Any]) -> Reply:
         """The reply to one request.
