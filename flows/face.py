@@ -35,6 +35,7 @@ from tasks.shards import Artifact
 
 TOLD = {  # counts that the lines of these steps tell
     "annotate": {"asked": "asked about", "unusable": "answers unusable"},
+    "rewrite": {"asked": "asked about", "unusable": "answers rejected"},
     "train-scorer": {"ngrams": "n-grams", "shorter_than_n": "shorter than n words and indexed whole"},
     "score": {"scored": "scored", "taken_over": "taken over", "skipped": "skipped", "hit": "share n-grams with evaluations"},
     "contamination": {

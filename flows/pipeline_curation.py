@@ -18,6 +18,7 @@ from tasks import (
     duplicates,
     ingest,
     raw_files,
+    rewrite,
     sample_corpus,
     score,
     select,
@@ -72,6 +73,9 @@ class Curation:
             )
 
     def files(self, source: str) -> list[RawFile]:
+        """The raw files of a source; none of one that is rewritten."""
+        if self.recipe.sources[source].rewrite is not None:
+            return []
         if source not in self.listed:
             self.listed[source], self.copies[source] = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
         return self.listed[source]
@@ -79,12 +83,29 @@ class Curation:
     def documents(self, source: str) -> Artifact:
         config = self.recipe.sources[source]
 
+        if config.rewrite is not None:
+            return self._rewritten(source, config.rewrite)
+
         def make() -> Artifact:
             mask, lists = config.mask_personal_data, self._url_lists(source)
             tasks = [ingest.task(source, config.reader(), raw, mask, lists) for raw in self.files(source)]
             return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
 
         return self._once("ingest", source, make)
+
+    def _rewritten(self, source: str, config: rewrite.Rewrite) -> Artifact:
+        """What a language model makes of the documents that another source selects, shard by shard."""
+        selected, documents = self.selection(config.source), self.documents(config.source.partition("/")[0])
+
+        def make() -> Artifact:
+            shards, afresh = zip(documents.refs, selected.refs, strict=True), self.runner.force
+            tasks = [rewrite.task(source, config, ref, selection, self.store, afresh) for ref, selection in shards]
+            made = self.runner.run(rewrite.STEP, source, _weighed(tasks, documents), inputs=[documents, selected])
+            if made.is_whole and not self.runner.plan_only:
+                rewrite.check(source, made.books, config.max_unusable, self.store, made.refs)
+            return made
+
+        return self._once("rewrite", source, make)
 
     def _url_lists(self, source: str) -> dict[str, list[RawFile]]:
         """The files of a source's URL filter by the name of their list."""

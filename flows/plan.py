@@ -73,11 +73,19 @@ def _unlisted(pipeline: Pipeline) -> dict[str, str]:
     with asking_once(), ThreadPoolExecutor(LISTINGS_AT_ONCE) as pool:
         faults = dict(zip(sources, pool.map(fault, sources), strict=True))
     unlisted = {source: told for source, told in faults.items() if told is not None}
-    for source in sources:  # what is trained on a source that is not listed is not known either
-        missing = [each for each in pipeline.recipe.annotated_for(source) if faults[each] is not None]
-        if missing and source not in unlisted:
-            unlisted[source] = f"{source} is scored by what is trained on {missing[0]}: {faults[missing[0]]}"
-    return unlisted
+    while True:  # what is trained on a source that is not listed is not known either, nor what is made of one, nor what is made of that
+        further = {source: told for source in sources if source not in unlisted and (told := _needs_unlisted(pipeline, source, unlisted))}
+        if not further:
+            return {source: unlisted[source] for source in sources if source in unlisted}
+        unlisted |= further
+
+
+def _needs_unlisted(pipeline: Pipeline, source: str, unlisted: Mapping[str, str]) -> str | None:
+    first = pipeline.recipe.rewritten_from(source)
+    if first is not None and first in unlisted:
+        return f"{source} is made of {first}: {unlisted[first]}"
+    missing = next((each for each in pipeline.recipe.annotated_for(source) if each in unlisted), None)
+    return f"{source} is scored by what is trained on {missing}: {unlisted[missing]}" if missing is not None else None
 
 
 def _plan_listed(pipeline: Pipeline, unlisted: Mapping[str, str], stage: str) -> None:

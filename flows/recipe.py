@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -137,6 +138,7 @@ class Recipe(Section):
         for source, config in self.sources.items():
             _known(f"sources.{source}.scores", config.scores, self.scorers, "scorers")
         self._annotations_fit()
+        self._sources_can_be_made(selections)
         for name, mix in self.mixes.items():
             _known(f"mixes.{name}.sources", mix.sources, selections, "sources")
             _adds_up(f"mixes.{name}", mix.spec, self.sequence_length)
@@ -203,6 +205,26 @@ class Recipe(Section):
         """The sources whose annotated documents train a scorer of this source."""
         names = [self.annotation_of(scorer) for scorer in self.sources[source].scores]
         return [self.annotations[name].source for name in names if name is not None]
+
+    def rewritten_from(self, source: str) -> str | None:
+        """The source of whose selected documents this one's are made."""
+        rewrite = self.sources[source].rewrite
+        return rewrite.source.partition("/")[0] if rewrite is not None else None
+
+    def _sources_can_be_made(self, selections: dict[str, Source | Subset]) -> None:
+        """No source is made of itself, through others or through what its scorers are trained on."""
+        for name, source in self.sources.items():
+            _known(f"sources.{name}.rewrite.source", [source.rewrite.source] if source.rewrite else [], selections, "sources")
+        # annotating reads all documents of a source, so that it may be scored by what is trained on them; rewriting those selected
+        needed = {f"select {name}": {f"make {each}" for each in (name, *self.annotated_for(name))} for name in self.sources}
+        needed |= {f"make {name}": {f"select {first}"} for name in self.sources if (first := self.rewritten_from(name)) is not None}
+        try:
+            TopologicalSorter(needed).prepare()
+        except CycleError as error:
+            names = dict.fromkeys(step.partition(" ")[2] for step in error.args[1])
+            raise ValueError(
+                f"sources.{next(iter(names))} is made of itself by way of {', '.join(names)}: rewrite another source"
+            ) from error
 
     def _annotations_fit(self) -> None:
         for name, asked in self.annotations.items():

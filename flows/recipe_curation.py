@@ -8,6 +8,7 @@ from flows.declared import Declared
 from flows.section import Section
 from flows.section import at as _at
 from tasks.filters import Filter
+from tasks.rewrite import Rewrite
 from tasks.scorers import ScorerConfig
 from tasks.signatures import Deduplicate
 from tasks.sources import SourceConfig
@@ -57,6 +58,9 @@ class Source(SourceConfig):
     """A source: its raw files, what is measured of its documents, and which of them are wanted."""
 
     model_config = ConfigDict(extra="forbid")
+    rewrite: Rewrite | None = Field(
+        default=None, description="rewrite: which source's documents others are made of, and how.", json_schema_extra=_at(10)
+    )
     mask_personal_data: bool = Field(
         default=False, description="Mask e-mail addresses, phone numbers and IP addresses.", json_schema_extra=_at(18)
     )
@@ -73,6 +77,14 @@ class Source(SourceConfig):
     )
     subsets: dict[str, Subset] = Field(default={}, description="Stricter selections by name.", json_schema_extra=_at(24))
     declared: Declared | None = Field(default=None, description="Sizes after the filters, as stated.", json_schema_extra=_at(25))
+
+    @model_validator(mode="after")
+    def _is_rewritten_or_read(self) -> Source:
+        if (self.format == "rewrite") != (self.rewrite is not None):
+            raise ValueError("the format rewrite and the settings `rewrite` go together: give both or neither")
+        if self.rewrite is not None and self.mask_personal_data:
+            raise ValueError(f"set mask_personal_data on {self.rewrite.source}, so that the model is not told what it should not repeat")
+        return self
 
     def reader(self) -> SourceConfig:
         return SourceConfig.model_validate({name: getattr(self, name) for name in SourceConfig.model_fields})

@@ -15,12 +15,13 @@ from flows.recipe_training import MICRO
 from flows.report_compute import Compute
 from flows.report_mid_training import Node
 from flows.summary import load_summary
-from tasks import annotate, contamination, corpus, evaluate, report_data
+from tasks import annotate, contamination, corpus, evaluate, report_data, rewrite
 from tasks.measure import Hits, Measured
+from tasks.readable import compact
 from tasks.report_page import render
 from tasks.report_scores import source_scores
 from tasks.scorers import ContaminationConfig
-from tasks.store import Store
+from tasks.store import Books, Store
 from tasks.train_tokenizer import FROM_FILE
 
 
@@ -118,8 +119,8 @@ class Gathering(Compute):
     # -- documents and files -----------------------------------------------------------------------------------------------------
 
     def _flow(self, source: str) -> report_data.SourceFlow:
-        stages, tokens = [], None
-        for step in ("ingest", "select"):
+        stages, tokens, note = [], None, ""
+        for step in ("ingest", rewrite.STEP.name, "select"):
             for node in self._of(step):
                 if node["name"] == source:
                     books = self._books(node)
@@ -128,7 +129,14 @@ class Gathering(Compute):
                         losses.append(report_data.Loss("quarantined", books.quarantined, quarantined=True))
                     stages.append(report_data.Stage(step, books.unit, books.read, books.kept, losses))
                     tokens = books.counts.get("tokens") if step == "select" else tokens
-        return report_data.SourceFlow(source, stages, tokens)
+                    note = self._rewritten(source, books) if step == rewrite.STEP.name else note
+        return report_data.SourceFlow(source, stages, tokens, note)
+
+    def _rewritten(self, source: str, books: Books) -> str:
+        config, counts = self.recipe.sources[source].rewrite, books.counts
+        assert config is not None
+        cost = f"{compact(counts['prompt_tokens'])} tokens asked, {compact(counts['completion_tokens'])} answered"
+        return f"made of {config.source} by {config.model}: {counts['asked']:,} asked about, {cost}"
 
     def _scores(self, node: Node) -> report_data.SourceScores:
         source, _, subset = node["name"].partition("/")

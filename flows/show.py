@@ -16,7 +16,7 @@ from tasks.errors import UserError
 from tasks.look import KEPT, QUARANTINED, Samples, samples
 from tasks.store import Store
 
-WITH_DOCUMENTS = ("ingest", "score", "tokenize", "select")
+WITH_DOCUMENTS = ("ingest", "rewrite", "score", "tokenize", "select")
 COLOURS = {KEPT: "green", QUARANTINED: "red"}
 TEXT_LINES = 12
 PIPE_COLUMNS = 120  # width of panels where there is no terminal

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.documents import FILE as DOCUMENTS
+from tasks.documents import read_rows
 from tasks.mix_plan import order
 from tasks.shards import Shard, ShardRef, ShardTask, Step
 from tasks.store import Books
@@ -42,17 +43,12 @@ def run(shard: Shard) -> Books:
     first = np.lexsort((np.arange(len(keys)), place))[: shard.config["documents"]]
     first = first[place[first] >> np.uint64(64 - shard.config["halvings"]) == 0] if shard.config["halvings"] else first
     rows = np.sort(first)
-    taken = []
-    with pq.ParquetFile(documents) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            here = rows[(rows >= start) & (rows < start + size)] - start
-            if len(here):  # the others' texts are not read
-                taken.append(file.read_row_group(group, columns=["key", "id", "text"]).take(here))
-            start += size
-    found = pa.concat_tables(taken) if taken else pa.schema([SCHEMA.field(name) for name in ("key", "id", "text")]).empty_table()
-    table = found.add_column(0, "place", pa.array(place[rows], pa.uint64())).cast(SCHEMA).sort_by("place")
+    table = (
+        read_rows(documents, rows, ["key", "id", "text"])
+        .add_column(0, "place", pa.array(place[rows], pa.uint64()))
+        .cast(SCHEMA)
+        .sort_by("place")
+    )
     pq.write_table(table, shard.folder / FILE, compression="zstd")
     books = Books(read=len(keys), kept=len(rows))
     if len(rows) < len(keys):

@@ -28,7 +28,7 @@ _END: Any = object()
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1.0, 60.0
 LONGEST_RETRY_AFTER_SECONDS = 600.0
 TOO_LONG = ("context_length", "context length", "maximum length", "too long", "max_model_len")
-REFUSED = ("content_filter", "content_policy", "content management policy")
+CONTENT_FILTERS = ("content_filter", "content_policy", "content management policy")
 
 
 class Endpoint(BaseModel):
@@ -67,7 +67,7 @@ class Reply:
     completion_tokens: int = 0
 
 
-MALFORMED = "no chat completion came back"
+MALFORMED, REFUSES = "no chat completion came back", "the model refused"
 
 
 class _Passing(Exception):
@@ -174,8 +174,8 @@ class Chat:
         if status in (400, 413, 422):
             if any(word in content for word in TOO_LONG):
                 return Reply(cause="the text is too long for the model")
-            if any(word in content for word in REFUSED):
-                return Reply(cause="the model refused")
+            if any(word in content for word in CONTENT_FILTERS):
+                return Reply(cause=REFUSES)
         if status in (408, 425, 429) or status >= 500:
             if "insufficient_quota" in content:
                 raise UserError(f"the endpoint {self.url} answers no more calls: {told}")
@@ -206,7 +206,7 @@ def _reply(content: str) -> Reply:
             raise TypeError
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _Passing(MALFORMED) from error
-    cause = "the model refused" if refusal or finish == "content_filter" else "the answer is empty" if not text.strip() else None
+    cause = REFUSES if refusal or finish == "content_filter" else "the answer is empty" if not text.strip() else None
     return Reply(text or str(refusal or ""), cause, finish == "length", *tokens)
 
 

@@ -115,6 +115,20 @@ def texts(path: Path, progress: Report = ignore) -> Iterator[tuple[int, list[str
             progress(row, done, row / file.metadata.num_rows)
 
 
+def read_rows(path: Path, rows: np.ndarray, columns: list[str]) -> pa.Table:
+    """Some rows of a shard, int64[n] in ascending order; row groups that hold none of them are not read."""
+    taken = []
+    with pq.ParquetFile(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            here = rows[(rows >= start) & (rows < start + size)] - start
+            if len(here):
+                taken.append(file.read_row_group(group, columns=columns).take(here))
+            start += size
+        return pa.concat_tables(taken) if taken else file.schema_arrow.empty_table().select(columns)
+
+
 def load_columns(
     documents: Parquet, aligned: Sequence[Parquet], index: Parquet | None = None, names: Collection[str] | None = None
 ) -> pa.Table:

@@ -26,6 +26,8 @@ class Examples(SourceConfig):
     def _one_label(self) -> Examples:
         if self.label is not None and self.label_column is not None:
             raise ValueError("give label or label_column, not both")
+        if self.format == "rewrite":
+            raise ValueError("examples are read from files, and the format rewrite reads another source: give the files of examples")
         if self.warc.url_filter is not None:
             raise ValueError("examples take no `url_filter`: a changed list would not train anew; give examples that are filtered already")
         return self

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks import rewrite
 from tasks.documents import FILE as DOCUMENTS
 from tasks.documents import load_columns
 from tasks.errors import UserError
@@ -169,20 +170,21 @@ class Samples:
 
 
 def samples(store: Store, manifest: dict[str, Any], number: int, reason: str | None = None) -> Samples:
-    """`number` documents of each fate in a select, score, tokenize or ingest artifact, in the order of the fates' sizes.
+    """`number` documents of each fate in a select, score, tokenize, ingest or rewrite artifact, in the order of the fates' sizes.
 
     reason: only the fates whose name holds it. Raises UserError where there is none such.
     """
     made = [(manifest["step"], manifest["shards"])]
-    inputs = {other["id"]: other for other in store.manifests() if other["id"] in manifest["inputs"]}
-    made = [*((inputs[name]["step"], inputs[name]["shards"]) for name in manifest["inputs"] if name in inputs), *made]
+    before = [] if manifest["step"] == rewrite.STEP.name else manifest["inputs"]  # of what is rewritten these are other documents
+    inputs = {other["id"]: other for other in store.manifests() if other["id"] in before}
+    made = [*((inputs[name]["step"], inputs[name]["shards"]) for name in before if name in inputs), *made]
     look = Look(store, made, _shown(manifest))
     fates = _fates(manifest, look)
-    entries = _quarantined(store, manifest, number)
-    names = [name for name in [*fates, *([QUARANTINED] if entries else [])] if reason is None or reason.lower() in name.lower()]
+    lost = _quarantined(store, manifest, number) + _rejected(store, manifest, number)
+    told = [*fates, *dict.fromkeys(entry["fate"] for entry in lost)]
+    names = [name for name in told if reason is None or reason.lower() in name.lower()]
     if reason is not None and not names:
-        there = ", ".join([*fates, *([QUARANTINED] if entries else [])])
-        raise UserError(f"nothing in {manifest['id']} has the reason {reason!r}; there is {there or 'nothing at all'}")
+        raise UserError(f"nothing in {manifest['id']} has the reason {reason!r}; there is {', '.join(told) or 'nothing at all'}")
     picked = {name: look.first(fates[name], number) for name in names if name in fates}
     texts = look.read(np.concatenate([*picked.values(), np.zeros(0, np.int64)]).astype(np.int64))
     hidden = {"id", "key", "source", "added", "created"}
@@ -192,7 +194,7 @@ def samples(store: Store, manifest: dict[str, Any], number: int, reason: str | N
             columns = {column: value for column, value in known.items() if column not in hidden}
             document = texts[place]
             found.append({"fate": name, "id": document["id"], "source": document["source"], "columns": columns, "text": document["text"]})
-    return Samples(found + (entries if QUARANTINED in names else []), len(look.shards), look.shards_in_all)
+    return Samples(found + [entry for entry in lost if entry["fate"] in names], len(look.shards), look.shards_in_all)
 
 
 def _shown(manifest: dict[str, Any]) -> set[str] | None:
@@ -233,6 +235,21 @@ def _quarantined(store: Store, manifest: dict[str, Any], number: int) -> list[di
     picked = heapq.nsmallest(number, entries, key=lambda entry: fingerprint([entry["file"], entry["position"]]))
     names = ("file", "position", "cause")
     return [{"fate": QUARANTINED, **{name: entry[name] for name in names}, "text": entry["raw"][:TEXT_CHARACTERS]} for entry in picked]
+
+
+def _rejected(store: Store, manifest: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """Answers of a language model that made no document, `number` of each cause."""
+    if manifest["step"] != rewrite.STEP.name:
+        return []
+    paths = [_record(store, manifest["step"], key).file(rewrite.REJECTED).path for key in manifest["shards"]]
+    by_cause: dict[str, list[dict[str, Any]]] = {}
+    for path in paths:
+        with store.fs.open(store.full(path), "rb") as stream:
+            for row in pq.read_table(stream).to_pylist():
+                by_cause.setdefault(row["cause"], []).append(row)
+    picked = [row for rows in by_cause.values() for row in heapq.nsmallest(number, rows, key=lambda row: fingerprint(row["id"]))]
+    common = {"source": manifest["name"], "columns": {}}
+    return [{"fate": row["cause"], "id": row["id"], **common, "text": row["answer"][:TEXT_CHARACTERS]} for row in picked]
 
 
 def _entries(store: Store, path: str) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,7 @@ class SourceFlow:
     source: str
     stages: list[Stage]
     tokens: int | None = None
+    note: str = ""  # of what a language model has to do with it
 
     @property
     def faults(self) -> list[str]:

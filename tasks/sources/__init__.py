@@ -56,6 +56,7 @@ _PATTERNS: dict[Format, tuple[str, ...]] = {
     "stackexchange": ("Posts.xml", "Posts.xml.*", "*.7z"),
     "warc": ("*.warc", "*.warc.*", "*.wet", "*.wet.*"),
     "arithmetic": (),
+    "rewrite": (),
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from tasks.sources.synthetic import Arithmetic, Synthetic
 
-Format = Literal["dclm", "dolma", "starcoder", "stackexchange", "jsonl", "json", "parquet", "text", "warc", "arithmetic"]
+Format = Literal["dclm", "dolma", "starcoder", "stackexchange", "jsonl", "json", "parquet", "text", "warc", "arithmetic", "rewrite"]
 ColumnType = Literal["float", "int", "string", "bool"]
 
 # The columns that every document has; a source's own columns need other names.
@@ -166,7 +166,7 @@ class SourceConfig(BaseModel):
     format: Format = Field(
         description=(
             "How the raw files are read: dclm (.jsonl.zst), dolma (.jsonl.gz), starcoder (Parquet), stackexchange (.7z or Posts.xml), "
-            "or jsonl, json and parquet with `fields`, or text (one document a file, also in tar archives), or warc (a crawl's WARC or WET files), or arithmetic (made up, no files). "
+            "or jsonl, json and parquet with `fields`, or text (one document a file, also in tar archives), or warc (a crawl's WARC or WET files), or arithmetic (made up, no files), or rewrite (made of another source, see `rewrite`). "
             "Compression is found from the content."
         ),
         json_schema_extra={"position": 0},
@@ -245,7 +245,9 @@ class SourceConfig(BaseModel):
             raise ValueError(f"`synthetic` is for the formats {', '.join(MAPPED_FORMATS)}, not {self.format}")
         if self.synthetic is not None and self.fields.text != "text":
             raise ValueError("`synthetic` says itself which fields it reads: leave `fields.text` out")
-        if self.format != "arithmetic" and not self.paths:
+        if self.format == "rewrite" and self.paths:
+            raise ValueError("the format rewrite reads another source and no files: leave `paths` out")
+        if self.format not in ("arithmetic", "rewrite") and not self.paths:
             raise ValueError(f"the format {self.format} needs `paths`, where its raw files lie")
         return self
 

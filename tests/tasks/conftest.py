@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions, labels by a keyword, and misbehaves where it is told to."""
+"""A server that speaks OpenAI's chat completions, labels by a keyword (or answers by `rule`), and misbehaves where it is told to."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class ChatServer:
     """`misbehave[document]`: what it does on the first, second, ... request for a document, after which it labels it; `always` goes on for ever.
 
     asked, answered: requests and well-formed answers by document. `hold_after`: after so many answers, requests are held until `abandon`,
-    which drops them unanswered.
+    which drops them unanswered. `document`: the document of a request's text; by default what stands in << >>.
     """
 
     def __init__(self):
@@ -31,6 +31,7 @@ class ChatServer:
         self.hold_after, self.held = None, 0
         self.lock, self.changed = threading.Lock(), threading.Condition()
         self.released = threading.Event()
+        self.document = lambda content: re.search(r"<<(.*)>>", content, re.DOTALL)[1]
         self.rule = lambda text: "math" if "theorem" in text else "other"
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.server.daemon_threads = True
@@ -46,7 +47,7 @@ class ChatServer:
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = re.search(r"<<(.*)>>", body["messages"][0]["content"], re.DOTALL)[1]
+                text = chat.document(body["messages"][0]["content"])
                 with chat.lock:
                     chat.asked[text] += 1
                     chat.bodies.append(body)
