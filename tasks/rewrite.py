@@ -22,7 +22,7 @@ from tasks.chat import Reply
 from tasks.documents import FILE, DocumentWriter, read_rows
 from tasks.errors import UserError
 from tasks.mix_plan import order
-from tasks.rewrite_checks import RESULT_LOST, SHAPES, Checks, has_result, known_result
+from tasks.rewrite_checks import RESULT_LOST, SHAPES, has_result, known_result, rejection
 from tasks.rewrite_prompts import ANSWER, STYLES, TEXT, Style, fill
 from tasks.select import FILE as SELECTION
 from tasks.shards import Shard, ShardRef, ShardTask, Step, input_files
@@ -155,7 +155,7 @@ class _Rewriting:
     """Asks about documents, and judges what comes."""
 
     def __init__(self, shard: Shard, config: Rewrite) -> None:
-        self.shard, self.config, self.style, self.checks = shard, config, config.style(), Checks()
+        self.shard, self.config, self.style = shard, config, config.style()
         self.documents: dict[str, dict[str, Any]] = {}
 
     def results(self, documents: list[dict[str, Any]]) -> list[Rewritten]:
@@ -174,7 +174,7 @@ class _Rewriting:
                 told = parts[-1]
                 body = self.config.body(fill(request, shown, told))
             replies.append(ask(body))
-            cause = self.checks.cause(replies[-1], request, told)
+            cause = rejection(replies[-1], request, told)
             part, misshapen = SHAPES[shape](replies[-1].text)
             if cause or misshapen:
                 return Rewritten(replies, cause=f"{cause or misshapen}{AGAIN if len(replies) > 1 else ''}")

@@ -5,6 +5,7 @@ The checks are made to be wrong seldom rather than to find everything: what is r
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections import Counter
@@ -28,6 +29,7 @@ RESULT_LOST = "the known result is not in the answer"
 # Gopher's rules for repeated lines and paragraphs as they are; of its n-grams only the longest, and only where they are a large part of the
 # text: whoever explains a calculation step by step says the same few words again and again.
 _REPETITION = WebRulesConfig(sets={"gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.3),)}})
+_one_at_a_time = threading.Lock()
 _INSTRUCTION_WORDS, _ECHO_WORDS, _ECHO_SHARE = 13, 8, 0.8
 
 _WORD = re.compile(r"\w+")
@@ -45,28 +47,30 @@ _GSM8K_RESULT = re.compile(r"####\s*([-$\d.,]*\d)\s*\Z")
 _NUMBER = re.compile(r"(\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(\s*\\?%| percent)?")
 
 
-class Checks:
-    """`cause` may be asked by many threads."""
+def rejection(reply: Reply, request: str, told: str) -> str | None:
+    """Why an answer to any request is of no use, else None. request: before it was filled in; told: with what."""
+    if reply.cause is not None:
+        return reply.cause
+    if reply.cut:
+        return CUT
+    if _REFUSAL.match(reply.text):
+        return REFUSES
+    if echoes(reply.text, instructions(request), told):
+        return ECHO
+    return REPEATS if repeats(reply.text) else None
 
-    def __init__(self) -> None:
-        self._rules, self._lock = WebRules(_REPETITION), threading.Lock()
 
-    def cause(self, reply: Reply, request: str, told: str) -> str | None:
-        """Why an answer to any request is of no use, else None. request: before it was filled in; told: with what."""
-        if reply.cause is not None:
-            return reply.cause
-        if reply.cut:
-            return CUT
-        if _REFUSAL.match(reply.text):
-            return REFUSES
-        if echoes(reply.text, instructions(request), told):
-            return ECHO
-        return REPEATS if self.repeats(reply.text) else None
+def repeats(text: str) -> bool:
+    """Whether a text goes round in a circle."""
+    with _one_at_a_time:
+        (rule,) = _rules().score([text])["gopher_repetition"]
+    return bool(rule != PASSED)
 
-    def repeats(self, text: str) -> bool:
-        with self._lock:
-            (rule,) = self._rules.score([text])["gopher_repetition"]
-        return bool(rule != PASSED)
+
+@functools.cache
+def _rules() -> WebRules:
+    """Made once a process: the words of English take most of a second."""
+    return WebRules(_REPETITION)
 
 
 def echoes(answer: str, instructions: str, told: str) -> bool:

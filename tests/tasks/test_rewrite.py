@@ -4,10 +4,12 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -123,8 +125,17 @@ def rows_of(pipeline, made, name):
     return [row for ref in made.refs for row in pq.read_table(input_files(pipeline.store, ref)[name]).to_pylist()]
 
 
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    """A store in which the programs of every lab are tokenized: where files lie changes no key."""
+    folder = tmp_path_factory.mktemp("tokenized")
+    Lab(folder, SimpleNamespace(url="http://127.0.0.1:9/v1")).pipeline().selection("tinygsm")
+    return folder / "store"
+
+
 @pytest.fixture
-def lab(tmp_path, server):
+def lab(tmp_path, server, tokenized):
+    shutil.copytree(tokenized, tmp_path / "store")
     return Lab(tmp_path, server)
 
 
@@ -327,22 +338,20 @@ def test_a_result_that_is_not_to_be_checked_may_be_lost(lab, server):
 
 
 def test_more_rejected_answers_than_are_tolerated_end_it_long_before_the_last_and_nothing_is_lost(lab, server):
-    for name in ("0.jsonl", "10.jsonl", "20.jsonl"):
-        lab.write(name, range(2000, 2000))
-    lab.write("0.jsonl", range(400))
+    lab.write("30.jsonl", range(30, 150))
     lab.rewrite["endpoint"]["concurrency"] = 1
     server.rule = lambda name: "Well, I would say that it is\nquite a lot."
     told = fault(lab)
     assert "sources.mind.rewrite: 20 answers of 20 make no document, more than max_unusable 0.2 allows" in told
     assert f"one of them: {NO_CONVERSATION} ('Well, I would say that it is quite a lot.'); take another prompt or model" in told
-    assert server.asked.total() <= 22
+    assert 50 <= server.asked.total() <= 52  # the three files before it are too small for a verdict
     server.rule = conversation
     lab.rewrite["max_unusable"] = 1
     made, _ = lab.run()
-    assert 20 <= made.books.dropped[NO_CONVERSATION] <= 22 and set(server.asked.values()) == {1}  # also those of the first try
+    assert 50 <= made.books.dropped[NO_CONVERSATION] <= 52 and set(server.asked.values()) == {1}  # also those of the first try
     lab.rewrite["max_unusable"] = 0.01
     told = fault(lab)
-    assert "answers of 400 make no document, more than max_unusable 0.01 allows" in told and server.asked.total() == 400
+    assert "answers of 150 make no document, more than max_unusable 0.01 allows" in told and server.asked.total() == 150
 
 
 def test_a_small_shard_whose_answers_are_bad_by_chance_does_not_end_it(lab, server):
@@ -564,7 +573,7 @@ def test_what_a_model_says_before_it_begins_is_left_out():
     ],
 )
 def test_a_refusal_in_words_is_one_only_at_the_beginning(answer, refused):
-    found = rewrite_checks.Checks().cause(chat.Reply(answer), "Say {text}", "else")
+    found = rewrite_checks.rejection(chat.Reply(answer), "Say {text}", "else")
     assert found == ("the model refused" if refused else None)
 
 
