@@ -279,6 +279,28 @@ def test_the_openwebmath_filter_is_planned_without_a_network_and_states_the_repo
     assert all(recipe.sources[name].filters[0].column == "math" for name in filtered)
 
 
+def test_synthetic_maths_is_planned_without_a_network_and_states_the_reports_models_and_prompts(offline, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    recipe = load(RECIPES / "synthetic-maths.yaml", [f"store={tmp_path}"])
+    plan = plan_of("synthetic-maths", tmp_path)
+    assert set(plan["unlisted"]) == set(recipe.sources) - {"arithmetic"}  # which needs no file
+    assert "tinygsm_two_students is made of tinygsm" in plan["unlisted"]["tinygsm_two_students"]
+    rows = {(row["step"], row["name"]): row for row in plan["steps"]}
+    assert rows["ingest", "arithmetic"]["to_run"] == 4 and rows["declared", "tinygsm_problem_solving"]["tokens"] == 3_070_000_000
+    assert not any(step == "rewrite" for step, _ in rows)
+    rewritings = {name: source.rewrite for name, source in recipe.sources.items() if source.rewrite}
+    written = {name: (rewrite.source, rewrite.prompt, rewrite.model) for name, rewrite in rewritings.items()}
+    qwen, gpt = "Qwen/Qwen2.5-7B-Instruct", "gpt-4o-2024-08-06"
+    assert written == {
+        "gsm8k_two_students": ("gsm8k", "mind_two_students", qwen),
+        "gsm8k_problem_solving": ("gsm8k", "mind_problem_solving", qwen),
+        "tinygsm_two_students": ("tinygsm", "mind_two_students", qwen),
+        "tinygsm_problem_solving": ("tinygsm", "mind_problem_solving", qwen),
+        "persona_hard": ("personas", "persona_hard", gpt),
+        "persona_grade_school": ("personas", "persona_grade_school", gpt),
+    }
+
+
 def test_sources_that_can_be_listed_are_planned_beside_those_that_cannot(folder, offline):
     changed = small(folder)
     changed["sources"]["far"] = {
