@@ -126,8 +126,7 @@ def run(shard: Shard) -> Books:
     sample = pa.concat_tables([pq.read_table(files[annotate_sample.FILE]) for files in shard.inputs["sample"]])
     taken = sample.sort_by([("place", "ascending"), ("id", "ascending")]).slice(0, config.documents)
 
-    def label(ask: Ask, body: Body) -> _Labelled:
-        reply = ask(body)
+    def label(text: str, reply: Reply, ask: Ask) -> _Labelled:
         return _Labelled(reply, *config.read(reply))
 
     def refuse(unusable: int, done: int, asked: int, last: _Labelled) -> None:
@@ -135,7 +134,7 @@ def run(shard: Shard) -> Books:
         if unusable > config.max_unusable * asked:
             raise TooManyUnusable(_too_many(unusable, asked, config.max_unusable, str(last.cause), last.shown))
 
-    read = Asking(shard, f"annotations.{shard.name}", label, refuse).results([config.request(text) for text in taken["text"].to_pylist()])
+    read = Asking(shard, f"annotations.{shard.name}", config.request, label, refuse).results(taken["text"].to_pylist())
     columns = {name: taken.column(name) for name in ("id", "key", "text")}
     columns |= {"label": [each.label for each in read], "answer": [each.shown for each in read], "cause": [each.cause for each in read]}
     pq.write_table(pa.table(columns, schema=SCHEMA), shard.folder / FILE, compression="zstd")

@@ -70,6 +70,7 @@ class Result(Protocol):
     def replies(self) -> Sequence[Reply]: ...
 
 
+T = TypeVar("T")
 R = TypeVar("R", bound=Result)
 
 
@@ -77,38 +78,45 @@ class TooManyUnusable(UserError):
     """Going on would only cost more."""
 
 
-class Asking(Generic[R]):
+class Asking(Generic[T, R]):
     """Asks for what the store has no answer to, and keeps what comes.
 
-    key: what of the recipe asks, for faults, such as `annotations.topic`. work: the result for a document, from its request and a way to ask;
-    it may ask more than once. refuse: raises TooManyUnusable, given how many results are unusable so far, how many there are and will be,
+    key: what of the recipe asks, for faults, such as `annotations.topic`. request: of a document, the first that is made. work: its result, from
+    that request's answer and a way to ask more. refuse: raises TooManyUnusable, given how many results are unusable so far, how many there are and will be,
     and the last one.
     """
 
-    def __init__(self, shard: Shard, key: str, work: Callable[[Ask, Body], R], refuse: Callable[[int, int, int, R], None]) -> None:
-        self.shard, self.key, self.work, self.refuse = shard, key, work, refuse
+    def __init__(
+        self,
+        shard: Shard,
+        key: str,
+        request: Callable[[T], Body],
+        work: Callable[[T, Reply, Ask], R],
+        refuse: Callable[[int, int, int, R], None],
+    ) -> None:
+        self.shard, self.key, self.request, self.work, self.refuse = shard, key, request, work, refuse
         self.store = Store(shard.hints["store"])
         self.found: dict[str, R] = {}
         self.lock = threading.Lock()
         self.weights: Counter[str] = Counter()
         self.done = self.unusable = 0
 
-    def results(self, bodies: Sequence[Body]) -> list[R]:
-        """One for each document, in the order of their requests; equal requests are made once."""
-        keys = [fingerprint(body) for body in bodies]
+    def results(self, documents: Sequence[T]) -> list[R]:
+        """One for each document, in their order; equal requests are made once."""
+        keys = [fingerprint(self.request(document)) for document in documents]
         self.weights = Counter(keys)
         try:
             chat = Chat(Endpoint.model_validate(self.shard.hints["endpoint"]))
-            chat.ask_all(dict(zip(keys, bodies, strict=True)).items(), functools.partial(self._one, chat))
+            chat.ask_all(dict(zip(keys, documents, strict=True)).items(), functools.partial(self._one, chat))
         except UserError as error:
             done = 0 if isinstance(error, TooManyUnusable) else self.done
-            kept = f"; {done:,} of {len(bodies):,} documents are answered and kept: run the same command again to go on" if done else ""
+            kept = f"; {done:,} of {len(documents):,} documents are answered and kept: run the same command again to go on" if done else ""
             raise UserError(f"{self.key}: {error}{kept}") from error
         return [self.found[key] for key in keys]
 
-    def _one(self, chat: Chat, item: tuple[str, Body]) -> None:
-        key, body = item
-        result = self.work(functools.partial(self._ask, chat), body)
+    def _one(self, chat: Chat, item: tuple[str, T]) -> None:
+        (key, document), ask = item, functools.partial(self._ask, chat)
+        result = self.work(document, ask(self.request(document)), ask)
         with self.lock:
             self.found[key] = result
             self.done += self.weights[key]

@@ -26,7 +26,7 @@ from tasks.rewrite_checks import RESULT_LOST, SHAPES, has_result, known_result, 
 from tasks.rewrite_prompts import ANSWER, STYLES, TEXT, Style, fill
 from tasks.select import FILE as SELECTION
 from tasks.shards import Shard, ShardRef, ShardTask, Step, input_files
-from tasks.store import Books, Store, fingerprint
+from tasks.store import Books, Store
 
 # by content: a model may answer the same request in another way the next time
 STEP = Step("rewrite", 1, "tasks.rewrite", ("datatrove",), by_content=True)
@@ -156,28 +156,28 @@ class _Rewriting:
 
     def __init__(self, shard: Shard, config: Rewrite) -> None:
         self.shard, self.config, self.style = shard, config, config.style()
-        self.documents: dict[str, dict[str, Any]] = {}
 
     def results(self, documents: list[dict[str, Any]]) -> list[Rewritten]:
-        bodies = [self.config.body(fill(self.style.requests[0], self._shown(document))) for document in documents]
-        self.documents = {fingerprint(body): document for body, document in zip(bodies, documents, strict=True)}
-        return Asking(self.shard, f"sources.{self.shard.name}.rewrite", self._rewrite, self._refuse).results(bodies)
+        asking = Asking(self.shard, f"sources.{self.shard.name}.rewrite", self._request, self._rewrite, self._refuse)
+        return asking.results(documents)
+
+    def _request(self, document: dict[str, Any]) -> Body:
+        return self.config.body(fill(self.style.requests[0], self._shown(document)))
 
     def _shown(self, document: dict[str, Any]) -> str:
         return str(document["text"])[: self.config.max_characters]
 
-    def _rewrite(self, ask: Ask, body: Body) -> Rewritten:
-        document = self.documents[fingerprint(body)]
-        shown, replies, parts, told = self._shown(document), list[Reply](), list[str](), self._shown(document)
-        for request, shape in zip(self.style.requests, self.style.shapes, strict=True):
-            if replies:
+    def _rewrite(self, document: dict[str, Any], first: Reply, ask: Ask) -> Rewritten:
+        told = shown = self._shown(document)
+        replies, parts = [first], list[str]()
+        for number, (request, shape) in enumerate(zip(self.style.requests, self.style.shapes, strict=True)):
+            if number:
                 told = parts[-1]
-                body = self.config.body(fill(request, shown, told))
-            replies.append(ask(body))
-            cause = rejection(replies[-1], request, told)
+                replies.append(ask(self.config.body(fill(request, shown, told))))
             part, misshapen = SHAPES[shape](replies[-1].text)
-            if cause or misshapen:
-                return Rewritten(replies, cause=f"{cause or misshapen}{AGAIN if len(replies) > 1 else ''}")
+            cause = rejection(replies[-1], request, told) or misshapen
+            if cause:
+                return Rewritten(replies, cause=f"{cause}{AGAIN if number else ''}")
             parts.append(part)
         text = "\n\n".join(parts)
         result = known_result(document["text"], json.loads(document["metadata"] or "{}")) if self.config.check_result else None
