@@ -7,18 +7,22 @@ of Table 13, and with `pack: true` the tokens themselves. The shard of a source'
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks import mix_index as index
 from tasks import mix_plan
-from tasks.documents import duplicates
 from tasks.errors import UserError
-from tasks.mix_plan import MixSpec
+from tasks.mix_files import ExtentsFile, PlanFile
+from tasks.mix_index import Source, Survey
+from tasks.mix_plan import MixSpec, Taken
 from tasks.pack import pack
 from tasks.score import model_folder
 from tasks.select import FILE as SELECTION
@@ -29,25 +33,7 @@ from tasks.tokenizer import Tokenizer
 
 MIX = Step("mix", 1, "tasks.mix")
 HELD_OUT = Step("held-out", 1, "tasks.mix")
-
-
-@dataclass
-class SourceIndex:
-    """The selected documents of a source, in order of shard and row. All arrays have one entry a document."""
-
-    keys: np.ndarray  # uint64
-    file: np.ndarray  # int32: position in the mix's list of token files
-    row: np.ndarray  # int64: row in the documents shard
-    start: np.ndarray  # int64: first token in the file
-    length: np.ndarray  # int64: tokens, EOS included
-    bytes: np.ndarray  # int64: UTF-8 bytes of the text
-
-    def take(self, which: np.ndarray) -> SourceIndex:
-        return SourceIndex(*(getattr(self, name)[which] for name in ("keys", "file", "row", "start", "length", "bytes")))
-
-    @property
-    def tokens(self) -> int:
-        return int(self.length.sum())
+PLAN, EXTENTS = "plan.parquet", "extents.npy"
 
 
 def task(
@@ -107,180 +93,148 @@ def _inputs(
 def run(shard: Shard) -> Books:
     """tokens and selections of sources, tokenizer -> a compiled mix, or the compiled held-out part of one source."""
     books = Books()
-    sources, taken_out = {}, {}
-    first = 0
-    for name in shard.config["order"]:
-        files = shard.config["files"][name]
-        selected = _load(shard, name, first, books)
-        first += len(files)
-        held = held_out(selected, shard.config["held_out"], shard.config["held_tokens"])
-        sources[name], taken_out[name] = selected.take(~held), selected.take(held)
-    if "mix" not in shard.config:
-        _compile_held_out(shard, taken_out, books)
-    else:
-        for name, held_part in taken_out.items():
-            books.drop(f"held out of {name}", len(held_part.keys))
-        _compile_mix(shard, sources, books)
+    spec = MixSpec.model_validate(shard.config["mix"]) if "mix" in shard.config else None
+    seed = spec.seed if spec else mix_plan.HELD_OUT_SEED
+    with tempfile.TemporaryFile(dir=shard.folder) as scratch:
+        surveys = {}
+        for source in _sources(shard):
+            survey = Survey(source, seed, shard.config["held_out"], shard.config["held_tokens"], scratch)
+            surveys[source.name] = survey
+            books.read += survey.documents
+            if survey.duplicates:  # of all shards, where ingestion sees those of one
+                books.count("duplicate_ids", survey.duplicates)
+        if spec is None:
+            (survey,) = surveys.values()
+            _compile_held_out(shard, survey, books)
+        else:
+            _compile_mix(shard, spec, surveys, books)
     return books
 
 
-def held_out(source: SourceIndex, share: float, tokens: int) -> np.ndarray:
-    """bool[documents]: the documents that no mix may take: those of the smallest hash, up to `share` of all and about `tokens` tokens."""
-    candidates = np.flatnonzero(mix_plan.held_out(source.keys, share))
-    by_hash = candidates[np.argsort(mix_plan.order(source.keys[candidates], mix_plan.HELD_OUT_SEED), kind="stable")]
-    before = np.cumsum(source.length[by_hash]) - source.length[by_hash]
-    held = np.zeros(len(source.keys), bool)
-    held[by_hash[before < tokens]] = True
-    return held
+def _sources(shard: Shard) -> Iterator[Source]:
+    """What a selection does not keep is booked by the select step, not here."""
+    first = 0
+    for name in shard.config["order"]:
+        tokens, selections = shard.inputs[f"tokens:{name}"], shard.inputs[f"selection:{name}"]
+        shards = [(made[INDEX], chosen[SELECTION]) for made, chosen in zip(tokens, selections, strict=True)]
+        yield Source(name, first, shards, [made[INDEX] for made in shard.inputs.get(f"encoded-as:{name}", [])])
+        first += len(shard.config["files"][name])
 
 
-def _load(shard: Shard, name: str, first_file: int, books: Books) -> SourceIndex:
-    """The documents of a source that the selection keeps; what it does not keep is booked by the select step, not here."""
-    parts = []
-    for number, (tokens, selection) in enumerate(zip(shard.inputs[f"tokens:{name}"], shard.inputs[f"selection:{name}"], strict=True)):
-        index = pq.read_table(tokens[INDEX])
-        keep = pq.read_table(selection[SELECTION], columns=["keep"]).column("keep").to_numpy(zero_copy_only=False)
-        rows = index.column("row").to_numpy()
-        chosen = keep[rows]
-        columns = {column: index.column(column).to_numpy()[chosen] for column in ("key", "row", "start", "length", "bytes")}
-        file = np.full(len(columns["row"]), first_file + number, np.int32)
-        parts.append(
-            SourceIndex(columns["key"], file, columns["row"], columns["start"], columns["length"].astype(np.int64), columns["bytes"])
-        )
-    fields = ("keys", "file", "row", "start", "length", "bytes")
-    joined = SourceIndex(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
-    books.read += len(joined.keys)
-    if found := duplicates(joined.keys):  # of all shards, where ingestion sees those of one
-        books.count("duplicate_ids", found)
-    return joined
+@dataclass
+class Compiled:
+    """What was taken of a source: `tokens`, `copies` of documents and `bytes` of text count every copy, `documents` each once.
+
+    available: tokens of all documents that could be taken.
+    """
+
+    available: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    copies: int = 0
+    documents: int = 0
+
+    def add(self, documents: Mapping[str, np.ndarray], copies: np.ndarray) -> None:
+        times = copies.astype(np.int64)
+        self.tokens += int(documents["length"] @ times)
+        self.bytes += int(documents["bytes"] @ times)
+        self.copies += int(times.sum())
+        self.documents += len(times)
 
 
-def _encoded_as(shard: Shard, name: str, source: SourceIndex) -> SourceIndex:
-    """The same documents where the tokens of another tokenizer lie; the source itself where the shard has no other."""
-    others = shard.inputs.get(f"encoded-as:{name}")
-    if others is None:
-        return source
-    order = shard.config["order"]
-    first = sum(len(shard.config["files"][before]) for before in order[: order.index(name)])
-    start, length = np.empty_like(source.start), np.empty_like(source.length)
-    for number, tokens in enumerate(others):
-        mine = source.file == first + number
-        index = pq.read_table(tokens[INDEX], columns=["row", "key", "start", "length"])
-        rows = index.column("row").to_numpy()
-        at = np.searchsorted(rows, source.row[mine])
-        there = at < len(rows)
-        if not there.all() or (index.column("key").to_numpy()[at] != source.keys[mine]).any():
-            raise UserError(f"{shard.name}: the other tokenizer has not encoded the documents of {name} shard by shard: run it again")
-        start[mine] = index.column("start").to_numpy()[at]
-        length[mine] = index.column("length").to_numpy()[at]
-    return SourceIndex(source.keys, source.file, source.row, start, length, source.bytes)
-
-
-def _compile_mix(shard: Shard, sources: dict[str, SourceIndex], books: Books) -> None:
-    spec = MixSpec.model_validate(shard.config["mix"])
-    repeats = mix_plan.resolve(spec, {name: source.tokens for name, source in sources.items()})
-    copies = {name: mix_plan.plan_copies(source.keys, source.length, repeats[name], spec.seed) for name, source in sources.items()}
-    if not any(count.any() for count in copies.values()):
+def _compile_mix(shard: Shard, spec: MixSpec, surveys: dict[str, Survey], books: Books) -> None:
+    repeats = mix_plan.resolve(spec, {name: survey.available for name, survey in surveys.items()})
+    compiled, taken = {}, {}
+    with (shard.folder / EXTENTS).open("w+b") as file, closing(PlanFile(shard.folder / PLAN, list(surveys))) as plan:
+        extents = ExtentsFile(file)
+        for name, survey in surveys.items():
+            compiled[name] = _compile(survey, repeats[name], plan, extents, shard.folder)
+        extents.close()
+    if not len(extents):
         raise UserError(
-            f"mix {shard.name} takes no document: loosen the filters of its sources ({', '.join(sources)}) or raise their repeat"
+            f"mix {shard.name} takes no document: loosen the filters of its sources ({', '.join(surveys)}) or raise their repeat"
         )
-    sources = {name: _encoded_as(shard, name, source) for name, source in sources.items()}
-    extents = mix_plan.join_extents([mix_plan.extents(s.file, s.start, s.length, copies[name]) for name, s in sources.items()])
-    table = _table(sources, copies)
-    pq.write_table(table, shard.folder / "plan.parquet", compression="zstd")
-    taken = {name: _taken(source, copies[name], repeats[name]) for name, source in sources.items()}
+    for name, survey in surveys.items():
+        books.drop(f"held out of {name}", survey.held_documents)
+    for name, survey in surveys.items():
+        found = compiled[name]
+        taken[name] = Taken(available=found.available, tokens=found.tokens, documents=found.documents, repeat=repeats[name])
+        books.kept += found.documents
+        books.drop(f"left over of {name}", survey.documents - survey.held_documents - found.documents)
     (shard.folder / "composition.json").write_text(json.dumps(mix_plan.composition(taken), indent=1))
-    for name, source in sources.items():
-        books.kept += taken[name]["documents"]
-        books.drop(f"left over of {name}", len(source.keys) - taken[name]["documents"])
-    _write_compiled(shard, sources, copies, extents, spec, table)
-    books.count("tokens", int(extents[-1, 3]))
-
-
-def _taken(source: SourceIndex, copies: np.ndarray, repeat: float) -> mix_plan.Taken:
-    return {
-        "available": source.tokens,
-        "tokens": int((source.length * copies).sum()),
-        "documents": int((copies > 0).sum()),
-        "repeat": repeat,
-    }
-
-
-def _table(sources: dict[str, SourceIndex], copies: dict[str, np.ndarray]) -> pa.Table:
-    """The documents that the mix takes: source, file (position in its list of token files), row, key, start, length, copies."""
-    numbers = np.repeat(np.arange(len(sources), dtype=np.int32), [len(source.keys) for source in sources.values()])
-    columns = {
-        name: np.concatenate([getattr(source, name) for source in sources.values()]) for name in ("keys", "file", "row", "start", "length")
-    }
-    table = pa.table(
-        {"source": pa.DictionaryArray.from_arrays(numbers, list(sources)), **columns, "copies": np.concatenate(list(copies.values()))}
-    )
-    return table.filter(pc.greater(table["copies"], 0)).rename_columns({"keys": "key"})
-
-
-def _write_compiled(
-    shard: Shard, sources: dict[str, SourceIndex], copies: dict[str, np.ndarray], extents: np.ndarray, spec: MixSpec, table: pa.Table
-) -> None:
-    files, kind = [name for source in shard.config["order"] for name in shard.config["files"][source]], "scattered"
+    books.count("tokens", sum(found.tokens for found in compiled.values()))
+    files, kind = [name for source in surveys for name in shard.config["files"][source]], "scattered"
     if spec.pack:
-        read = [shard.inputs.get(f"encoded-as:{name}", shard.inputs[f"tokens:{name}"]) for name in sources]
+        read = [shard.inputs.get(f"encoded-as:{name}", shard.inputs[f"tokens:{name}"]) for name in surveys]
         paths = [tokens[TOKENS] for shards in read for tokens in shards]
-        files, extents = pack(extents, paths, table, shard.folder, spec.sequence_length)
+        table = pq.read_table(shard.folder / PLAN)
+        files, packed = pack(np.load(shard.folder / EXTENTS), paths, table, shard.folder, spec.sequence_length)
+        np.save(shard.folder / EXTENTS, packed)
         kind = "packed"
-    np.save(shard.folder / "extents.npy", extents)
-    tokens = [{"name": name, "tokens": int((s.length * copies[name]).sum())} for name, s in sources.items()]
-    size = sum(int((s.bytes * copies[name]).sum()) for name, s in sources.items())
-    count = sum(int(copies[name].sum()) for name in sources)
-    _write_header(shard, kind, files, extents, spec.sequence_length, tokens, count, size)
+    _write_header(shard, kind, files, spec.sequence_length, compiled)
 
 
-def _compile_held_out(shard: Shard, held: dict[str, SourceIndex], books: Books) -> None:
+def _compile(survey: Survey, repeat: float, plan: PlanFile, extents: ExtentsFile, folder: Path) -> Compiled:
+    """The documents of one source, in the order of `mix_plan.extents`: all that have a copy, then those with a second, and so on."""
+    whole, tokens = mix_plan.split_repeat(repeat, survey.available)
+    front = survey.front(tokens)
+    compiled, begin = Compiled(), len(extents)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        last = ExtentsFile(file)  # the last copy, which only some documents have
+        for documents in index.documents(survey, held=False):
+            compiled.available += documents.tokens
+            more, front = front.take(documents.places)
+            taken = documents.take() if whole else documents.take(more)
+            copies = np.uint16(whole) + more.astype(np.uint16) if whole else np.ones(len(taken["key"]), np.uint16)
+            plan.append(survey.source.name, taken, copies)
+            extents.append(_extents(taken, copies))
+            if whole:
+                last.append(_extents(taken, copies > whole))
+            compiled.add(taken, copies)
+        extents.repeat(begin, whole - 1)
+        extents.extend(last)
+    return compiled
+
+
+def _extents(documents: Mapping[str, np.ndarray], copies: np.ndarray) -> np.ndarray:
+    """The first copy of the documents that have one."""
+    return mix_plan.extents(documents["file"], documents["start"], documents["length"], (copies > 0).astype(np.uint16))
+
+
+def _compile_held_out(shard: Shard, survey: Survey, books: Books) -> None:
     """A source of a few documents may have none held out; the evaluation then says that it has nothing to say of it."""
-    ((name, source),) = held.items()
-    source = _encoded_as(shard, name, source)
-    books.kept = len(source.keys)
+    held = Compiled()
+    with (shard.folder / EXTENTS).open("w+b") as file:
+        extents = ExtentsFile(file)
+        for documents in index.documents(survey, held=True):
+            taken = documents.take()
+            ones = np.ones(len(taken["key"]), np.uint16)
+            extents.append(_extents(taken, ones))
+            held.add(taken, ones)
+        extents.close()
+    books.kept = held.documents
     books.drop("for training", books.read - books.kept)
-    extents = mix_plan.extents(source.file, source.start, source.length, np.ones(len(source.keys), np.uint16))
-    np.save(shard.folder / "extents.npy", extents)
-    files = shard.config["files"][name]
-    _write_header(
-        shard,
-        "scattered",
-        files,
-        extents,
-        shard.config["sequence_length"],
-        [{"name": name, "tokens": source.tokens}],
-        len(source.keys),
-        int(source.bytes.sum()),
-    )
-    books.count("tokens", source.tokens)
+    books.count("tokens", held.tokens)
+    name = survey.source.name
+    _write_header(shard, "scattered", shard.config["files"][name], shard.config["sequence_length"], {name: held})
 
 
-def _write_header(
-    shard: Shard,
-    kind: str,
-    files: list[str],
-    extents: np.ndarray,
-    sequence_length: int,
-    sources: list[dict[str, Any]],
-    documents: int,
-    size: int,
-) -> None:
+def _write_header(shard: Shard, kind: str, files: list[str], sequence_length: int, compiled: Mapping[str, Compiled]) -> None:
     tokenizer = Tokenizer.load(model_folder(shard.one("tokenizer")))
-    tokens = int(extents[:, 2].sum())
+    tokens = sum(found.tokens for found in compiled.values())
     header = {
         "version": 1,
         "kind": kind,
         "sequence_length": sequence_length,
         "tokens": tokens,
         "instances": tokens // sequence_length,
-        "documents": documents,
-        "bytes": size,
+        "documents": sum(found.copies for found in compiled.values()),
+        "bytes": sum(found.bytes for found in compiled.values()),
         "vocab_size": tokenizer.padded_vocab_size,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
         "tokenizer": tokenizer.sha256,
         "files": files,
-        "sources": sources,
+        "sources": [{"name": name, "tokens": found.tokens} for name, found in compiled.items()],
     }
     (shard.folder / "mix.json").write_text(json.dumps(header, indent=1))

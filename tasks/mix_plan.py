@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
@@ -109,24 +110,58 @@ def order(keys: np.ndarray, seed: int) -> np.ndarray:
     return splitmix64(np.asarray(keys, np.uint64) ^ splitmix64(np.array([seed], np.uint64)))
 
 
+@dataclass(frozen=True)
+class Front:
+    """The documents first in line: all before `place`, and as many at it as `ties`, the first in the index before the others."""
+
+    place: int
+    ties: int
+
+    @staticmethod
+    def of(line: np.ndarray, count: int) -> Front:
+        """The first `count` documents of a line, uint64[n], sorted; where `count` is 0, all that stand before the line."""
+        if not count:
+            return Front(int(line[0]) if len(line) else 0, 0)
+        return Front(int(line[count - 1]), count - int(np.searchsorted(line, line[count - 1])))
+
+    def take(self, places: np.ndarray) -> tuple[np.ndarray, Front]:
+        """Which of the next documents of the index, uint64[n], are of the front, bool[n]; and the front for those after them."""
+        taken = places < np.uint64(self.place)
+        tied = np.flatnonzero(places == np.uint64(self.place))[: self.ties]
+        taken[tied] = True
+        return taken, Front(self.place, self.ties - len(tied))
+
+
+def nearest_front(places: np.ndarray, lengths: np.ndarray, tokens: float, before: int = 0) -> Front:
+    """The front whose tokens come nearest to `tokens`, the shorter of two that come equally near.
+
+    places, lengths: uint64[n] and tokens of each, in the order of the index; documents with `before` tokens in all stand before them in line.
+    """
+    line = np.argsort(places, kind="stable")
+    ends = before + np.concatenate([[0], np.cumsum(lengths[line], dtype=np.int64)])
+    over = min(int(np.searchsorted(ends, tokens)), len(line))  # the shortest prefix that reaches the tokens
+    under = max(over - 1, 0)
+    return Front.of(places[line], over if ends[over] - tokens < tokens - ends[under] else under)
+
+
 def plan_copies(keys: np.ndarray, lengths: np.ndarray, repeat: float, seed: int) -> np.ndarray:
     """Copies of each document of a source, uint16[n], from its keys, uint64[n], and lengths in tokens, int64[n].
 
     Each document has floor(repeat) copies, and those first in line under the seed one more: so many of them that the tokens come nearest to
     `repeat` times all tokens, at most half a document off. What a smaller `repeat` takes, a larger one takes too.
     """
+    whole, tokens = split_repeat(repeat, int(lengths.sum()))
+    places = order(keys, seed)
+    taken, _ = nearest_front(places, lengths, tokens).take(places)
+    return np.uint16(whole) + taken.astype(np.uint16)
+
+
+def split_repeat(repeat: float, available: int) -> tuple[int, float]:
+    """Copies that each document of a source has, and the tokens of those first in line that have one more, of `available` tokens."""
     if not 0 <= repeat <= MAX_COPIES:
         raise UserError(f"a source cannot be repeated {repeat:g} times: give a repeat from 0 to {MAX_COPIES}")
     whole = math.floor(repeat)
-    copies = np.full(len(keys), whole, np.uint16)
-    if repeat > whole and len(keys):
-        line = np.argsort(order(keys, seed), kind="stable")
-        ends = np.concatenate([[0], np.cumsum(lengths[line], dtype=np.int64)])
-        target = (repeat - whole) * float(ends[-1])
-        over = min(int(np.searchsorted(ends, target)), len(keys))  # the shortest prefix that reaches the target
-        under = max(over - 1, 0)
-        copies[line[: over if ends[over] - target < target - ends[under] else under]] += np.uint16(1)
-    return copies
+    return whole, (repeat - whole) * float(available)
 
 
 def held_out(keys: np.ndarray, share: float, seed: int = HELD_OUT_SEED) -> np.ndarray:
@@ -197,7 +232,16 @@ def extents(file: np.ndarray, start: np.ndarray, length: np.ndarray, copies: np.
 
 
 def join_extents(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The streams of several sources one after the other, as one int64[m, 4] whose running total goes on."""
+    """Streams one after the other as one int64[m, 4], whose running total goes on from that of the first. Where two touch they share an extent."""
+    parts = [part for part in parts if len(part)]
     joined = np.concatenate([*parts, np.empty((0, 4), np.int64)])
-    joined[:, 3] = np.cumsum(joined[:, 2])
+    before = int(joined[0, 3] - joined[0, 2]) if len(joined) else 0
+    merged = []
+    for seam in np.cumsum([len(part) for part in parts[:-1]]).tolist():
+        file, start, length, _ = joined[seam - 1].tolist()
+        if joined[seam, :2].tolist() == [file, start + length]:
+            joined[seam, 1:3] = start, length + joined[seam, 2]
+            merged.append(seam - 1)
+    joined = np.delete(joined, merged, axis=0) if merged else joined
+    joined[:, 3] = before + np.cumsum(joined[:, 2])
     return joined
