@@ -45,4 +45,4 @@ def _chart(title: str, rows: Sequence[TrainedFor], value: Callable[[TrainedFor],
         for row in rows
         if row.flops is not None and (score := value(row)) is not None
     ]
-    return scatter(title, spots, "training FLOPs") if spots else None
+    return scatter(title, spots, "FLOPs") if spots else None

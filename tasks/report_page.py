@@ -48,7 +48,7 @@ _SECTIONS = (
     ("soup", "Ingredients and soup"),
     ("tasks", "Tasks"),
     ("tokenizers", "Tokenizers"),
-    ("compute", "Training compute"),
+    ("compute", "Compute"),
     ("lineage", "Lineage"),
     ("recipe", "Recipe"),
 )
