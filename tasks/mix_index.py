@@ -179,7 +179,7 @@ class _HeldOut:
         places, lengths = np.concatenate(self.places), np.concatenate(self.lengths)
         line = np.argsort(places, kind="stable")
         before = np.cumsum(lengths[line]) - lengths[line]
-        kept = np.sort(line[: np.searchsorted(before, self.tokens)])
+        kept = line[: np.searchsorted(before, self.tokens)]  # sorted, but equal places still in the order of the index
         self.places, self.lengths, self.unsorted = [places[kept]], [lengths[kept]], 0
 
 

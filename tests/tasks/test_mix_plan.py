@@ -137,6 +137,8 @@ def test_a_source_needs_exactly_one_of_repeat_and_share(source: dict) -> None:
     [
         ({"a": {"share": 0.5}, "b": {"share": 0.5}}, None, "set tokens"),
         ({"a": {"share": 0.5}, "b": {"share": 0.49}}, 100, "sum to 0.99, not to 1"),
+        ({"a": {"share": 0.7}, "b": {"share": 0.6}}, 100, "sum to 1.3, not to 1"),
+        ({"a": {"share": 0.7}, "b": {"share": 0.6}, "c": {"repeat": 2}}, None, "sum to 1.3 and leave no room for c"),
         ({"a": {"share": 0.5}, "b": {"repeat": 2}}, 100, "leave out tokens"),
         ({"a": {"share": 1.0}, "b": {"repeat": 2}}, None, "leave no room for b"),
         ({}, 100, "at least 1 item"),

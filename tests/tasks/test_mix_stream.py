@@ -44,7 +44,7 @@ def crowd(count: int) -> list[int]:
     return [key for key in range(300 * count) if place(key, SEED) >> 56 == 17][:count]
 
 
-KEYS = [*crowd(12), *(document_key("web", str(number)) for number in range(30))]
+KEYS = [*crowd(20), *(document_key("web", str(number)) for number in range(10))]
 
 
 class Document:
@@ -86,7 +86,7 @@ class Sources:
         self.names[name].append(f"{self.files}.npy")
         self.files += 1
 
-    def run(self, config: dict, monkeypatch: pytest.MonkeyPatch | None = None) -> "Made":
+    def run(self, config: dict) -> "Made":
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         shard = Shard(
             {"held_out": 0.0, "held_tokens": 10**9, "order": list(self.names), "files": self.names, **config}, self.inputs, folder
@@ -231,7 +231,7 @@ def test_candidates_that_were_let_go_are_not_held_out(monkeypatch):
     monkeypatch.setattr(mix_index, "ROWS", 2)
     random = np.random.default_rng(0)
     places, lengths = random.integers(0, 50, 200, np.uint64), random.integers(1, 9, 200)
-    for tokens in (1, 40, 10**9):
+    for tokens in (*range(1, 40), 10**9):
         held = mix_index._HeldOut(tokens)
         for first in range(0, 200, 3):
             held.add(places[first : first + 3], lengths[first : first + 3])
