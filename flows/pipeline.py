@@ -11,14 +11,13 @@ from typing import Any
 from flows.pipeline_training import Training
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO
-from tasks import downstream, evaluate, export, raw_files
+from tasks import downstream, evaluate, export
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
 from tasks.olmes.definitions import Suite
 from tasks.progress import Watch, ignore
 from tasks.shards import Artifact, Runner, ShardRef
-from tasks.sources.base import RawFile
 from tasks.store import Store
 
 
@@ -108,14 +107,11 @@ class Pipeline(Training):
         precision, tasks = self._require("pretrain").precision, []
         for task in names:
             files = self.recipe.evaluation.tasks[task]
-            raw, shots = self._task_files(task, files.paths), self._task_files(task, files.shot_paths)
+            raw, shots = self._task_files(task)
             tasks.append(downstream.task(task, files, precision, model.refs[0], raw, shots))
         job = downstream.DownstreamJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, tasks)
         name = label if suite == "development" else label + downstream.HELD_OUT
         return self._once("downstream", name, lambda: self.runner.run(downstream.STEP, name, tasks, inputs=[model], launch=job))
-
-    def _task_files(self, name: str, paths: list[str]) -> list[RawFile]:
-        return raw_files.find(self.store, f"evaluation.tasks.{name}", paths)[0] if paths else []
 
     def soup_all(self) -> Artifact:
         """The soup, and its model in Hugging Face's form."""

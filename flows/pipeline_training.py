@@ -12,12 +12,13 @@ from flows.pipeline_curation import Call, Curation, call_directly
 from flows.recipe import Recipe
 from flows.recipe_training import MICRO, MicroAnneal, RateRun, mix_soup
 from olmo_model.config import ABLATIONS
-from tasks import downstream, mix, soup, train
+from tasks import downstream, gold_answers, mix, raw_files, soup, train
 from tasks.beside import Beside, Job, gpus_of
 from tasks.errors import UserError
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
 from tasks.shards import Artifact, Runner, ShardRef, ShardTask, input_files
+from tasks.sources.base import RawFile
 
 TO_ZERO = {"kind": "linear_to_zero"}
 
@@ -121,8 +122,25 @@ class Training(Curation):
         if every:
             held = {source: self.held_out(source) for source in self.recipe.sources}
             sources = {source: artifact.refs[0] for source, artifact in held.items() if artifact.is_whole}
-            hints["held_out"] = {"every_steps": every, "sources": sources}
+            golds = {name: self._gold_answers(name) for name in downstream.names("development", self.recipe.evaluation.tasks)}
+            answers = {name: artifact.refs[0] for name, artifact in golds.items() if artifact.is_whole}
+            hints["held_out"] = {"every_steps": every, "sources": sources, "answers": answers}
         return hints
+
+    def _gold_answers(self, name: str) -> Artifact:
+        """A task's gold answers as tokens, for the scores of trainings that go on."""
+        files, tokenizer = self.recipe.evaluation.tasks[name], self.tokenizer()
+        raw, shots = self._task_files(name)
+        task = gold_answers.task(name, files, self.recipe.sequence_length, tokenizer.refs[0], raw, shots)
+        return self._once("gold-answers", name, lambda: self.runner.run(gold_answers.STEP, name, [task], inputs=[tokenizer]))
+
+    def _task_files(self, name: str) -> tuple[list[RawFile], list[RawFile]]:
+        """Files of an evaluation task, and those of its shots."""
+        files = self.recipe.evaluation.tasks[name]
+        raw, shots = (
+            raw_files.find(self.store, f"evaluation.tasks.{name}", paths)[0] if paths else [] for paths in (files.paths, files.shot_paths)
+        )
+        return raw, shots
 
     def _train_config(self, data_seed: int, schedule: dict[str, Any], steps: int | None, peak: float | None = None) -> dict[str, Any]:
         """The trainer's config without what is known only at launch: paths, vocabulary, device."""

@@ -13,7 +13,7 @@ from flows.section import at as _at
 from olmo_model.config import ABLATIONS, PRESETS, ModelConfig
 from tasks.downstream import TaskFiles
 from tasks.mix_plan import MixSource, MixSpec
-from tasks.olmes.definitions import TASKS, MultipleChoice
+from tasks.olmes.definitions import TASKS
 
 MICRO = "micro-anneal "  # begins the names of micro-anneals' mixes and runs
 
@@ -364,7 +364,7 @@ class Evaluation(Section):
     while_training_every: int | None = Field(
         default=None,
         ge=1,
-        description="Score running trainings too, every so many steps; never where left empty.",
+        description="Score running trainings too, on held-out text and the tasks' gold answers, every so many steps; never where left empty.",
         json_schema_extra=_at(1),
     )
     tasks: dict[str, TaskFiles] = Field(
@@ -376,12 +376,12 @@ class Evaluation(Section):
         for name, files in self.tasks.items():
             if name not in TASKS:
                 raise ValueError(f"tasks.{name}: there is no such task; there are {', '.join(TASKS)}")
-            task = TASKS[name]
-            by_subject = isinstance(task, MultipleChoice) and task.shots_of is None
-            if by_subject != bool(files.shot_paths):
-                raise ValueError(
-                    f"tasks.{name}: shot_paths {'are needed: its shots are by subject' if by_subject else 'are for mmlu only'}"
-                )
+            needed = TASKS[name].needs_shot_files and files.shots != 0
+            if needed and not files.shot_paths:
+                raise ValueError(f"tasks.{name}: shot_paths are needed: it has no shots of its own; or give `shots: 0`")
+            if files.shot_paths and not needed:
+                others = ", ".join(other for other, task in TASKS.items() if task.needs_shot_files)
+                raise ValueError(f"tasks.{name}: shot_paths are for tasks that have no shots of their own: {others}")
         sizes = {self.tasks[name].instances for name in ("gsm_star", "gsm8k") if name in self.tasks}
         if len(sizes) > 1:
             raise ValueError("tasks.gsm8k: its instances are those that tasks.gsm_star leaves; give both the same `instances`")

@@ -7,8 +7,9 @@ import importlib.util
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,7 +23,7 @@ from tasks.shards import Input, ShardRef, ShardTask, Step, input_files
 from tasks.sources.base import RawFile
 from tasks.store import Attempt, Books, Store
 
-STEP = Step("downstream", 1, "tasks.downstream", ("lm-eval", "transformers", "torch"))
+STEP = Step("downstream", 2, "tasks.downstream", ("lm-eval", "transformers", "torch"))
 HELD_OUT = ": held-out"  # ends the names of artifacts of that suite
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -37,7 +38,9 @@ class TaskFiles(BaseModel):
         json_schema_extra={"position": 0},
     )
     shot_paths: list[str] = Field(
-        default=[], description="Files whose first records of each subject are its shots (mmlu).", json_schema_extra={"position": 1}
+        default=[],
+        description="Files whose first records (of each subject, where there are some) are the shots of a task that has none of its own.",
+        json_schema_extra={"position": 1},
     )
     instances: int | None = Field(
         default=None, ge=1, description="Size of the subset that counts; the report's where left empty.", json_schema_extra={"position": 2}
@@ -63,9 +66,31 @@ def check_installed() -> None:
 
 def task(name: str, files: TaskFiles, precision: str, model: ShardRef, raw: list[RawFile], shot_files: list[RawFile]) -> ShardTask:
     """A task's evaluation of an exported model."""
-    config = {"task": name, "instances": files.instances, "shots": files.shots, "precision": precision}
+    config = asked_for(name, files, raw, shot_files) | {"precision": precision}
     inputs: dict[str, list[Input]] = {"model": [model], "files": list(raw), "shot_files": list(shot_files)}
     return ShardTask(name, config, inputs)
+
+
+def asked_for(name: str, files: TaskFiles, raw: Sequence[RawFile], shot_files: Sequence[RawFile]) -> dict[str, Any]:
+    """The part of a config that decides what is asked. Raises UserError for a file whose path tells no subject where it must."""
+    config: dict[str, Any] = {"task": name, "instances": files.instances, "shots": files.shots}
+    if TASKS[name].subjects:
+        config["subjects"], config["shot_subjects"] = ([data.subject_of(TASKS[name], file) for file in of] for of in (raw, shot_files))
+    return config
+
+
+def requests_of(config: Mapping[str, Any], raw: Sequence[RawFile], shot_files: Sequence[RawFile]) -> tuple[list[requests.Form], Books]:
+    """The requests that `asked_for` stands for, and what became of the records."""
+    definition, sample = TASKS[config["task"]], config["instances"]
+    asked = data.read(definition, raw, config.get("subjects", ()))
+    rows = data.counted(definition, len(asked), definition.sample if sample is None else sample)
+    if not rows:
+        raise UserError(f"evaluation.tasks.{definition.name}: of its {len(asked)} records none are left to count; give more files")
+    books = Books("instances", read=len(asked), kept=len(rows))
+    if len(asked) > len(rows):
+        books.drop("not_in_the_subset", len(asked) - len(rows))
+    shots = data.read(definition, shot_files, config.get("shot_subjects", ()))
+    return requests.forms(definition, [asked[row] for row in rows], config["shots"], shots), books
 
 
 class DownstreamJob:
@@ -104,18 +129,9 @@ class DownstreamJob:
 
     def _prepare(self, task: ShardTask, key: str) -> tuple[Attempt, Books]:
         """The task's requests, written where its scores will lie, and what became of its records."""
-        definition, sample = TASKS[task.name], task.config["instances"]
-        asked = data.read(definition, _raw(task, "files"))
-        rows = data.counted(definition, len(asked), definition.sample if sample is None else sample)
-        if not rows:
-            raise UserError(f"evaluation.tasks.{task.name}: of its {len(asked)} records none are left to count; give more files")
-        books = Books("instances", read=len(asked), kept=len(rows))
-        if len(asked) > len(rows):
-            books.drop("not_in_the_subset", len(asked) - len(rows))
-        by_subject = data.read(definition, _raw(task, "shot_files"))
+        made, books = requests_of(task.config, _raw(task, "files"), _raw(task, "shot_files"))
         attempt = Attempt(self.store, STEP.name, key, task.name)
-        forms = requests.forms(definition, [asked[row] for row in rows], task.config["shots"], by_subject)
-        requests.write(attempt.folder / REQUESTS, forms)
+        requests.write(attempt.folder / REQUESTS, made)
         return attempt, books
 
 

@@ -30,7 +30,7 @@ RUN = "run"
 def task(name: str, config: dict[str, Any], hints: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
     """A run of the trainer. `config`: the trainer's config without paths, vocabulary size and what does not change the weights.
 
-    `hints`: of the latter, `checkpoint`, `parallel` and `metrics` as the trainer has them, and `held_out` with a ShardRef a source.
+    `hints`: of the latter, `checkpoint`, `parallel` and `metrics` as the trainer has them, and `held_out` with a ShardRef a source and a task.
     """
     return ShardTask(name, config, {"mix": [mix], "init_from": [init_from] if init_from else []}, hints)
 
@@ -151,7 +151,7 @@ class TrainJob:
         }
 
     def _held_out(self, task: ShardTask, folder: Path) -> dict[str, Any] | None:
-        """What the run is scored on while it goes on; a source with no held-out document has nothing to say."""
+        """What the run is scored on while it goes on; a source with no held-out document and a task with no answer have nothing to say."""
         asked_for = task.hints.get("held_out")
         if not asked_for:
             return None
@@ -160,7 +160,9 @@ class TrainJob:
             for number, (name, ref) in enumerate(asked_for["sources"].items())
         }
         sources = {name: mix for name, (mix, header) in mixes.items() if header["documents"]}
-        return {"every_steps": asked_for["every_steps"], "sources": sources} if sources else None
+        folders = {name: input_files(self.store, ref)["answers.json"].parent for name, ref in asked_for["answers"].items()}
+        answers = {name: str(folder) for name, folder in folders.items() if json.loads((folder / "answers.json").read_text())["instances"]}
+        return {"every_steps": asked_for["every_steps"], "sources": sources, "answers": answers} if sources or answers else None
 
     def _commit(self, task: ShardTask, key: str, folder: Path, done: dict[str, Any], seconds: float) -> None:
         final = folder / done["checkpoint"]

@@ -176,10 +176,14 @@ class HeldOutMix:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Loss and bits per byte on held-out text, every `every_steps` steps and after the last. `sources`: a mix each, by name."""
+    """Loss and bits per byte on held-out text, every `every_steps` steps and after the last. `sources`: a mix each, by name.
+
+    `answers`: folders of gold answers (`trainer.answers`) by task, whose bits per byte are told beside.
+    """
 
     every_steps: int
     sources: dict[str, HeldOutMix]
+    answers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -312,7 +316,7 @@ def _check(config: TrainConfig, source: str) -> None:
         need(optimizer.skip_step.sigmas > 0, f"optimizer.skip_step.sigmas is {optimizer.skip_step.sigmas}; give a number above 0.")
     if config.held_out:
         sources = config.held_out.sources
-        need(bool(sources), "held_out.sources is empty; name a source, or leave held_out out.")
+        need(bool(sources or config.held_out.answers), "held_out.sources is empty; name a source, or leave held_out out.")
         need("all" not in sources, 'held_out.sources: "all" is the name of the sum over sources; name this source otherwise.')
     need(config.sequence_length >= 2, f"sequence_length is {config.sequence_length}; give 2 or more.")
     need(

@@ -5,37 +5,52 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from tasks.errors import UserError
-from tasks.olmes.definitions import SEED, AnyTask, Problem, Question
+from tasks.olmes.definitions import SEED, AnyTask, Asked, Problem
 from tasks.sources.base import RawFile
 from tasks.sources.fields import MISSING, find
 from tasks.sources.stream import StreamFault, lines
 
 
-def read(task: AnyTask, files: Sequence[RawFile]) -> list[Question | Problem]:
-    """Every record of the files as the task asks it, in the files' order.
+def read(task: AnyTask, files: Sequence[RawFile], subjects: Sequence[str] = ()) -> list[Asked]:
+    """Every record of the files as the task asks it, in the files' order. subjects: of each file, where records do not say theirs.
 
     Raises UserError for a file that cannot be read and a record that lacks what the task needs, naming both.
     """
-    asked = []
-    for file in files:
+    asked: list[Asked] = []
+    for number, file in enumerate(files):
         for position, record in _records(file):
             missing = [path for path in task.fields if not isinstance(record, dict) or find(record, path) is MISSING]
             where = f"{file.shown}, {position}"
             if missing:
                 raise UserError(f"{where}: a record of the task {task.name} needs the field {missing[0]}; mend the file, or give another")
             try:
-                asked.append(_checked(task.read(record)))
+                made = task.read(record)
+                for each in made if isinstance(made, list) else [made]:
+                    asked.append(_checked(replace(each, subject=subjects[number]) if subjects else each))
             except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 raise UserError(f"{where}: cannot be read as a record of the task {task.name} ({error}); mend the file") from error
     return asked
 
 
-def _checked(asked: Question | Problem) -> Question | Problem:
+def subject_of(task: AnyTask, file: RawFile) -> str:
+    """Which of the task's subjects stands in a file's path. Raises UserError where none does."""
+    path = file.shown.replace("_", "-")
+    found = [subject for subject in task.subjects if subject.replace("_", "-") in path]
+    if not found:
+        raise UserError(
+            f"{file.shown}: the records of the task {task.name} do not say their subject, and none stands in the file's path; name the file "
+            f"after one of {', '.join(task.subjects)}"
+        )
+    return max(found, key=len)
+
+
+def _checked(asked: Asked) -> Asked:
     if isinstance(asked, Problem):
         if not asked.answers or not all(isinstance(answer, str) for answer in asked.answers):
             raise ValueError("it has no answer in words")

@@ -1,11 +1,13 @@
 """A task as lm-eval takes it: prompts with their shots in rows of JSON, and configs that name the rows' columns.
 
-A form is one lm-eval task: `cf` (cloze), `mcf` (letters), `unconditional` (the choices after "Answer:" alone, for PMI) or `generate`. Written
-into a folder, they are run again by `lm_eval run --include_path . --tasks TASK_FORM` from within it.
+A form is one lm-eval task: `cf` (cloze), `mcf` (letters), `unconditional` (the choices after "Answer:" alone, for PMI), `generate`, or
+`gold` (what should be generated, for its likelihood). Written into a folder, they are run again by `lm_eval run --include_path . --tasks TASK_FORM` from within it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import UserError
-from tasks.olmes.definitions import AnyTask, Generative, MultipleChoice, Problem, Question, curated
+from tasks.olmes.definitions import LM_EVAL, AnyTask, Asked, Generative, MultipleChoice, Problem, Question, curated
 
 UNCONDITIONAL = "Answer:"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -31,46 +33,85 @@ class Form:
     rows: list[dict[str, Any]]
 
 
-def forms(
-    task: AnyTask, asked: Sequence[Question | Problem], shots: int | None = None, by_subject: Sequence[Question | Problem] = ()
-) -> list[Form]:
+def forms(task: AnyTask, asked: Sequence[Asked], shots: int | None = None, shot_records: Sequence[Asked] = ()) -> list[Form]:
     """The forms of a task for what is asked.
 
-    shots: examples in the prompt, the task's own number where None. by_subject: records of which the first of a subject are its shots.
+    shots: examples in the prompt, the task's own number where None. shot_records: records of which the first (of a subject) are its shots,
+    where it has none of its own. Raises UserError where they are too few.
     """
-    number = task.shots if shots is None else min(shots, task.shots)
+    examples = _examples(task, task.shots if shots is None else min(shots, task.shots), shot_records)
     if isinstance(task, Generative):
-        return [_generate(task, [each for each in asked if isinstance(each, Problem)], number)]
+        return _generate(task, [each for each in asked if isinstance(each, Problem)], examples)
     questions = [each for each in asked if isinstance(each, Question)]
-    examples = _examples(task, number, by_subject)
-    made = [_cloze(task, questions, examples), _letters(task, questions, examples)]
+    letters = _letters(task, questions, examples)
+    if task.letters_only:
+        return [letters]
+    made = [_cloze(task, questions, examples), letters]
     if task.normalization == "pmi":
         rows = [{"context": UNCONDITIONAL, "choices": each.choices, "gold": each.gold} for each in questions]
         made.append(Form("unconditional", _choice_config(task, "unconditional"), rows))
     return made
 
 
-def _examples(task: MultipleChoice, number: int, by_subject: Sequence[Question | Problem]) -> Callable[[str], list[Question]]:
-    if task.shots_of is not None:
-        fixed = [each for each in curated(task.shots_of) if isinstance(each, Question)][:number]
-        return lambda subject: fixed
-    subjects: dict[str, list[Question]] = {}
-    for each in by_subject:
-        if isinstance(each, Question):
-            subjects.setdefault(each.subject, []).append(each)
+def gold_pairs(made: Mapping[str, Form]) -> list[tuple[str, str, str]]:
+    """(context, gold answer, subject) of each row, in cloze form or as it should be generated; the answer follows the context and a space.
 
-    def of(subject: str) -> list[Question]:
-        found = subjects.get(subject, [])[:number]
+    Empty for a task that is asked in letters alone, or whose gold answers are without the reasoning before them.
+    """
+    if "gold" in made:
+        return [(row["context"], row["choices"][0], row.get("subject", "")) for row in made["gold"].rows]
+    if "cf" not in made:
+        return []
+    return [
+        (row["contexts"][row["gold"]], row["continuation"], row.get("subject", ""))
+        if "contexts" in row
+        else (row["context"], row["choices"][row["gold"]], row.get("subject", ""))
+        for row in made["cf"].rows
+    ]
+
+
+def _examples(task: AnyTask, number: int, records: Sequence[Asked]) -> Callable[[Asked], list[Any]]:
+    """The shots of what is asked, none of which is itself."""
+    if task.shots_of not in (None, LM_EVAL):
+        fixed = curated(task.shots_of)[:number]  # type: ignore[arg-type]
+        return lambda asked: fixed
+    pools: dict[str, list[Asked]] = {}
+    for record in lm_eval_shots(task.subjects) if task.shots_of == LM_EVAL and number else records:
+        pools.setdefault(record.subject if task.by_subject else "", []).append(record)
+    by_key = {record.key: record for record in records}
+    if task.picked and by_key.keys() >= set(task.picked):
+        pools[""] = [by_key[key] for key in task.picked]
+
+    def of(asked: Asked) -> list[Asked]:
+        subject = asked.subject if task.by_subject else ""
+        found = [shot for shot in pools.get(subject, [])[: number + 1] if shot.text != asked.text][:number]
         if len(found) < number:
             raise UserError(
-                f"evaluation.tasks.{task.name}: {len(found)} shots of the subject {subject!r}, but {number} are wanted; give them in shot_paths"
+                f"evaluation.tasks.{task.name}: {len(found)} shots{f' of the subject {subject!r}' * bool(subject)}, but {number} are wanted; "
+                "give them in shot_paths"
             )
         return found
 
     return of
 
 
-def _choice_config(task: MultipleChoice, form: str) -> dict[str, Any]:
+def lm_eval_shots(subjects: Sequence[str]) -> list[Problem]:
+    """The worked examples of BBH's authors (Suzgun et al., 2022), as the installed lm-eval has them."""
+    return [Problem(sample["input"], [sample["target"]], subject) for subject in subjects for sample in _bbh(subject)[1]]
+
+
+@functools.cache
+def _bbh(subject: str) -> tuple[str, list[dict[str, str]]]:
+    """lm-eval's description of one of BBH's tasks, and its examples."""
+    found = importlib.util.find_spec("lm_eval")
+    if found is None or found.origin is None:
+        raise UserError("evaluation.tasks.bbh takes its examples from lm-eval: install olmoflow with its extra `eval`")
+    path = Path(found.origin).parent / "tasks" / "bbh" / "cot_fewshot" / f"{subject}.yaml"
+    told = yaml.safe_load(path.read_text())
+    return told["description"], told["fewshot_config"]["samples"]
+
+
+def _choice_config(task: AnyTask, form: str) -> dict[str, Any]:
     return {
         "task": f"{task.name}_{form}",
         "output_type": "multiple_choice",
@@ -83,29 +124,32 @@ def _choice_config(task: MultipleChoice, form: str) -> dict[str, Any]:
     }
 
 
-def _described(task: MultipleChoice, question: Question) -> str:
-    if not task.described:
-        return ""
-    return f"The following are multiple choice questions (with answers) about {question.subject.replace('_', ' ')}.\n\n"
+def _prompt(task: AnyTask, asked: Asked, parts: list[str]) -> str:
+    if task.shots_of == LM_EVAL:
+        description = _bbh(asked.subject)[0]
+    else:
+        description = task.description.replace("{subject}", asked.subject.replace("_", " "))
+    return description + "\n\n".join(parts)
 
 
-def _prompt(task: MultipleChoice, question: Question, parts: list[str]) -> str:
-    return _described(task, question) + "\n\n".join(parts)
+def _told(task: AnyTask, asked: Asked) -> dict[str, str]:
+    """The subject, where those count alike."""
+    return {"subject": asked.subject} if task.by_subject else {}
 
 
-def _cloze(task: MultipleChoice, questions: list[Question], examples: Callable[[str], list[Question]]) -> Form:
+def _cloze(task: MultipleChoice, questions: list[Question], examples: Callable[[Asked], list[Any]]) -> Form:
     config = _choice_config(task, "cf")
     if task.fills_blank:
         # lm-eval's form of several contexts with one continuation
         config |= {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
-        rows = [_filled(task, each, examples(each.subject)) for each in questions]
+        rows = [_filled(task, each, examples(each)) for each in questions]
         return Form("cf", config | {"metric_list": [{"metric": "acc", **_MEAN}]}, rows)
     answer = "" if task.continues else "\nAnswer:"
     rows = []
     for each in questions:
-        shown = [f"{task.before}{shot.text}{answer} {shot.choices[shot.gold]}" for shot in examples(each.subject)]
+        shown = [f"{task.before}{shot.text}{answer} {shot.choices[shot.gold]}" for shot in examples(each)]
         context = _prompt(task, each, [*shown, f"{task.before}{each.text}{answer}"])
-        rows.append({"context": context, "choices": each.choices, "gold": each.gold})
+        rows.append({"context": context, "choices": each.choices, "gold": each.gold, **_told(task, each)})
     return Form("cf", config, rows)
 
 
@@ -117,12 +161,12 @@ def _filled(task: MultipleChoice, question: Question, shots: list[Question]) -> 
     return {"contexts": contexts, "continuation": after.strip(), "gold": question.gold}
 
 
-def _letters(task: MultipleChoice, questions: list[Question], examples: Callable[[str], list[Question]]) -> Form:
+def _letters(task: MultipleChoice, questions: list[Question], examples: Callable[[Asked], list[Any]]) -> Form:
     rows = []
     for each in questions:
-        shown = [f"{_lettered(task, shot)} {LETTERS[shot.gold]}" for shot in examples(each.subject)]
+        shown = [f"{_lettered(task, shot)} {LETTERS[shot.gold]}" for shot in examples(each)]
         context = _prompt(task, each, [*shown, _lettered(task, each)])
-        rows.append({"context": context, "choices": list(LETTERS[: len(each.choices)]), "gold": each.gold})
+        rows.append({"context": context, "choices": list(LETTERS[: len(each.choices)]), "gold": each.gold, **_told(task, each)})
     return Form("mcf", _choice_config(task, "mcf"), rows)
 
 
@@ -132,13 +176,13 @@ def _lettered(task: MultipleChoice, question: Question) -> str:
     return f"{task.before}{question.text}{choose}{choices}\nAnswer:"
 
 
-def _generate(task: Generative, problems: list[Problem], shots: int) -> Form:
-    assert task.shots_of is not None
-    shown = [f"{task.before}{each.text}\nAnswer: {each.answers[0]}" for each in curated(task.shots_of)[:shots] if isinstance(each, Problem)]
-    rows = [
-        {"context": task.description + "\n\n".join([*shown, f"{task.before}{each.text}\nAnswer:"]), "answers": each.answers}
-        for each in problems
-    ]
+def _generate(task: Generative, problems: list[Problem], examples: Callable[[Asked], list[Any]]) -> list[Form]:
+    rows, golds = [], []
+    for each in problems:
+        shown = [f"{task.before}{shot.text}{task.after}{shot.gold}" for shot in examples(each)]
+        context = _prompt(task, each, [*shown, f"{task.before}{each.text}{task.after}".rstrip(" ")])
+        rows.append({"context": context, "answers": each.answers, **({"spans": each.spans} if each.spans else {}), **_told(task, each)})
+        golds.append({"context": context, "choices": [each.gold], "gold": 0, **_told(task, each)})
     config: dict[str, Any] = {
         "task": f"{task.name}_generate",
         "output_type": "generate_until",
@@ -147,15 +191,18 @@ def _generate(task: Generative, problems: list[Problem], shots: int) -> Form:
         "doc_to_text": "context",
         "doc_to_target": "answers",
         "generation_kwargs": {"until": list(task.stop), "do_sample": False, "temperature": 0.0, "max_gen_toks": task.max_tokens},
-        "metric_list": [{"metric": "exact_match", "ignore_case": True, "ignore_punctuation": not task.extract_number, **_MEAN}],
+        "metric_list": [{"metric": "exact_match", "ignore_case": True, "ignore_punctuation": not task.extract, **_MEAN}],
     }
-    if task.extract_number:
-        # lm-eval's own `flexible-extract` of GSM8K
-        number = {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"}
-        config["filter_list"] = [{"name": "last-number", "filter": [number, {"function": "take_first"}]}]
-        config["metric_list"][0] |= {"regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"]}
+    if task.extract:
+        found = {"function": "regex", "group_select": -1 if task.last else 0, "regex_pattern": task.extract}
+        config["filter_list"] = [{"name": "extracted", "filter": [found, {"function": "take_first"}]}]
         config["doc_to_target"] = "{{answers[0]}}"
-    return Form("generate", config, rows)
+        if task.last:
+            config["metric_list"][0] |= {"regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"]}
+    made = [Form("generate", config, rows)]
+    if not task.reasons:
+        made.append(Form("gold", _choice_config(task, "gold"), golds))
+    return made
 
 
 def write(folder: Path, made: Sequence[Form]) -> None:

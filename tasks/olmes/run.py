@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SCORES, SAMPLES, REQUESTS = "scores.json", "samples.jsonl", "lm_eval"
 
 @dataclass(frozen=True)
 class Answered:
-    """What lm-eval has made of a form. metrics: its own numbers; samples: what it has logged of each row."""
+    """What lm-eval has made of a form. metrics: its own numbers; samples: what it has logged of each row, in their order."""
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]
@@ -49,6 +49,8 @@ class Engine:
 
         tasks, cut = {}, {}
         for name, form in forms.items():
+            if not form.rows:
+                continue
             rows = datasets.Dataset.from_list(form.rows)
             config = self._fitted(form.config) | {"custom_dataset": lambda rows=rows, **_: {"test": rows}}
             tasks[form.config["task"]] = ConfigurableTask(config=config)
@@ -56,11 +58,16 @@ class Engine:
         result = evaluate(self.lm, {"tasks": tasks, "groups": {}, "group_map": {}}, bootstrap_iters=0)
         assert result is not None  # of the one rank that there is
         answered = {}
-        for name, form in forms.items():
-            key = form.config["task"]
+        for name in cut:
+            key = forms[name].config["task"]
             metrics = {metric: value for metric, value in result["results"][key].items() if isinstance(value, float)}
-            answered[name] = Answered(metrics, result["samples"][key], cut[name])
+            answered[name] = Answered(metrics, sorted(result["samples"][key], key=lambda sample: sample["doc_id"]), cut[name])
         return answered
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether the answer of a row of a `gold` form is no longer than the model's window."""
+        context, answer = row["context"], f" {row['choices'][0]}"
+        return len(self.lm._encode_pair(context, answer)[1]) <= self.lm.max_length
 
     def _fitted(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config, with at most half of the model's window for an answer."""
@@ -82,9 +89,12 @@ class Engine:
 
 def evaluate(task: AnyTask, forms: Mapping[str, Form], engine: Engine) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A task's scores and what they are made of, by instance."""
+    if "gold" in forms:
+        gold = forms["gold"]
+        forms = {**forms, "gold": replace(gold, rows=[row for row in gold.rows if engine.fits(row)])}
     answered = engine(forms)
     if isinstance(task, Generative):
-        scores, samples = _generated(task, forms["generate"], answered["generate"])
+        scores, samples = _generated(task, forms, answered)
     else:
         scores, samples = _chosen(task, forms, answered)
     told = {name: {"lm_eval": each.metrics, "cut": each.cut} for name, each in answered.items()}
@@ -92,63 +102,77 @@ def evaluate(task: AnyTask, forms: Mapping[str, Form], engine: Engine) -> tuple[
 
 
 def _log_likelihoods(answered: Answered) -> list[list[float]]:
-    """By row, of each choice. lm-eval logs rows in the order of the documents."""
-    ordered = sorted(answered.samples, key=lambda sample: sample["doc_id"])
-    return [[float(response[0]) for response in sample["filtered_resps"]] for sample in ordered]
+    """By row, of each choice."""
+    return [[float(response[0]) for response in sample["filtered_resps"]] for sample in answered.samples]
+
+
+def _groups(form: Form) -> list[str]:
+    return [row["subject"] for row in form.rows if "subject" in row]
 
 
 def _chosen(
     task: MultipleChoice, forms: Mapping[str, Form], answered: Mapping[str, Answered]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Accuracies in both forms, of which the better counts, and in cloze form under every normalization that the task's requests allow."""
-    found = {name: _log_likelihoods(each) for name, each in answered.items()}
-    alone = found.get("unconditional", [None] * len(found["cf"]))  # type: ignore[list-item]
-    golds = [row["gold"] for row in forms["cf"].rows]
-    choices = [row.get("choices") for row in forms["cf"].rows]
-    ways = ["none"] + ["character"] * (not task.fills_blank) + ["pmi"] * ("unconditional" in found)
-    cloze: dict[str, list[float]] = {}
-    for way in ways:
-        picks = (scoring.chosen(*each, way, base) for *each, base in zip(found["cf"], choices, alone, strict=True))  # type: ignore[arg-type, call-arg]
-        cloze[way] = [float(pick == gold) for pick, gold in zip(picks, golds, strict=True)]
+    found, groups = {name: _log_likelihoods(each) for name, each in answered.items()}, _groups(forms["mcf"])
+    golds = [row["gold"] for row in forms["mcf"].rows]
     letters = [float(scoring.chosen(each, [], "none") == gold) for each, gold in zip(found["mcf"], golds, strict=True)]
-    bits = [
-        scoring.bits_per_byte(each[gold], row["choices"][gold] if "choices" in row else row["continuation"])
-        for each, gold, row in zip(found["cf"], golds, forms["cf"].rows, strict=True)
-    ]
-    counted = {"cf": scoring.mean(cloze[task.normalization]), "mcf": scoring.mean(letters)}
-    best = max(counted, key=lambda form: counted[form]["score"])  # cloze where both are equal
-    samples = [
-        {
-            "gold": gold,
-            **{f"{name}_log_likelihoods": values[row] for name, values in found.items()},
-            **{f"cf_{way}": right[row] for way, right in cloze.items()},
-            "mcf": letters[row],
-            "bits_per_byte": bits[row],
-        }
+    samples: list[dict[str, Any]] = [
+        {"gold": gold, **{f"{name}_log_likelihoods": values[row] for name, values in found.items()}, "mcf": letters[row]}
         for row, gold in enumerate(golds)
     ]
-    return {
-        "metric": "accuracy",
-        **counted[best],
-        "form": best,
-        "normalization": task.normalization,
-        "forms": {"cf": {way: scoring.mean(right) for way, right in cloze.items()}, "mcf": {"none": counted["mcf"]}},
-        "bits_per_byte": scoring.mean(bits),
-    }, samples
+    counted = {"mcf": scoring.mean(letters, groups)}
+    scores: dict[str, Any] = {"forms": {"mcf": {"none": counted["mcf"]}}}
+    if "cf" in forms:
+        cloze = _cloze(task, forms["cf"], found)
+        counted = {"cf": scoring.mean(cloze[task.normalization], groups), **counted}
+        scores["normalization"] = task.normalization
+        scores["forms"] = {"cf": {way: scoring.mean(right, groups) for way, right in cloze.items()}, **scores["forms"]}
+        pairs = requests.gold_pairs(forms)
+        bits = [scoring.bits_per_byte(each[gold], text) for each, gold, (_, text, _) in zip(found["cf"], golds, pairs, strict=True)]
+        scores["bits_per_byte"] = scoring.mean(bits, groups)
+        for row, sample in enumerate(samples):
+            sample |= {**{f"cf_{way}": right[row] for way, right in cloze.items()}, "bits_per_byte": bits[row]}
+    best = max(counted, key=lambda form: counted[form]["score"])  # cloze where both are equal
+    return {"metric": "accuracy", **counted[best], "form": best, **scores}, samples
 
 
-def _generated(task: Generative, form: Form, answered: Answered) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _cloze(task: MultipleChoice, form: Form, found: Mapping[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Whether the right choice is taken, by row, under each normalization."""
+    alone = found.get("unconditional", [None] * len(form.rows))  # type: ignore[list-item]
+    cloze = {}
+    for way in ["none"] + ["character"] * (not task.fills_blank) + ["pmi"] * ("unconditional" in found):
+        taken = [
+            scoring.chosen(each, row.get("choices", []), way, base)  # type: ignore[arg-type]
+            for each, row, base in zip(found["cf"], form.rows, alone, strict=True)
+        ]
+        cloze[way] = [float(pick == row["gold"]) for pick, row in zip(taken, form.rows, strict=True)]
+    return cloze
+
+
+def _generated(
+    task: Generative, forms: Mapping[str, Form], answered: Mapping[str, Answered]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     samples = []
-    for row, sample in zip(form.rows, sorted(answered.samples, key=lambda sample: sample["doc_id"]), strict=True):
+    for row, sample in zip(forms["generate"].rows, answered["generate"].samples, strict=True):
         text = sample["resps"][0][0]
         told = {"text": text, "answers": row["answers"]}
-        if task.extract_number:
-            told |= {"number": sample["filtered_resps"][0], "exact_match": float(sample["exact_match"])}
+        if task.extract:
+            told |= {"extracted": sample["filtered_resps"][0], "exact_match": float(sample["exact_match"])}
         else:
             told |= {"f1": scoring.f1(text, row["answers"]), "exact_match": scoring.exact_match(text, row["answers"])}
+        if task.metric == "drop_f1":
+            told["drop_f1"] = scoring.drop_f1(text, row["spans"])
         samples.append(told)
-    metrics = {name: scoring.mean([sample[name] for sample in samples]) for name in ("f1", "exact_match") if name in samples[0]}
-    return {"metric": task.metric, **metrics[task.metric], "metrics": metrics}, samples
+    groups, kinds = _groups(forms["generate"]), ("f1", "drop_f1", "exact_match")
+    metrics = {name: scoring.mean([sample[name] for sample in samples], groups) for name in kinds if name in samples[0]}
+    scores = {"metric": task.metric, **metrics[task.metric], "metrics": metrics}
+    if "gold" in answered:
+        golds = zip(answered["gold"].samples, requests.gold_pairs(forms), strict=True)
+        bits = [scoring.bits_per_byte(float(sample["filtered_resps"][0][0]), text) for sample, (_, text, _) in golds]
+        scores["bits_per_byte"] = scoring.mean(bits, _groups(forms["gold"]))
+        scores["gold_answers"] = len(bits)  # the others are longer than the model's window
+    return scores, samples
 
 
 def main(arguments: list[str]) -> int:

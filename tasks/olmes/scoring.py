@@ -36,6 +36,13 @@ def bits_per_byte(log_likelihood: float, text: str) -> float:
     return -log_likelihood / math.log(2) / len(text.encode())
 
 
+def drop_f1(text: str, spans: Sequence[Sequence[str]]) -> float:
+    """DROP's own F1 (Dua et al., 2019), as lm-eval has it, of the answer that is nearest; an answer is one or more pieces of text."""
+    from lm_eval.tasks.drop.utils import get_metrics
+
+    return max(float(get_metrics(text, tuple(each))[1]) for each in spans)
+
+
 def f1(text: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 of words, of the answer that is nearest (Rajpurkar et al., 2016)."""
     return max(_overlap(_words(text), _words(answer)) for answer in answers)
@@ -58,8 +65,25 @@ def _overlap(found: list[str], wanted: list[str]) -> float:
     return 2 * shared / (len(found) + len(wanted))
 
 
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and its standard error, from the sample's variance as lm-eval has it; no error of a single value."""
+def mean(values: Sequence[float], groups: Sequence[str] = ()) -> dict[str, Any]:
+    """Mean and its standard error, from the sample's variance as lm-eval has it; no error of a single value.
+
+    groups: of each value, where the groups' means count alike (OLMES's macro average over subjects).
+    """
+    if groups:
+        parts: dict[str, list[float]] = {}
+        for value, group in zip(values, groups, strict=True):
+            parts.setdefault(group, []).append(value)
+        means = [mean(part) for part in parts.values()]
+        errors = [each["standard_error"] for each in means]
+        spread = None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(means)
+        return {"score": sum(each["score"] for each in means) / len(means), "standard_error": spread}
     array = np.asarray(values, np.float64)
     error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
     return {"score": float(array.mean()), "standard_error": error}
+
+
+def weights(groups: Sequence[str]) -> list[float]:
+    """What each value counts in `mean`; they sum to 1."""
+    size = Counter(groups)
+    return [1 / (len(size) * size[group]) for group in groups]

@@ -88,7 +88,10 @@ def test_tasks_without_lm_eval_are_told_before_anything_is_trained(config, monke
     [
         ({"arc": {"paths": ["a"]}}, "evaluation: tasks.arc: there is no such task; there are arc_challenge, arc_easy"),
         ({"mmlu": {"paths": ["a"]}}, "tasks.mmlu: shot_paths are needed"),
-        ({"csqa": {"paths": ["a"], "shot_paths": ["b"]}}, "tasks.csqa: shot_paths are for mmlu only"),
+        (
+            {"csqa": {"paths": ["a"], "shot_paths": ["b"]}},
+            "tasks.csqa: shot_paths are for tasks that have no shots of their own: mmlu, boolq, jeopardy",
+        ),
         ({"gsm_star": {"paths": ["a"], "instances": 5}, "gsm8k": {"paths": ["a"]}}, "give both the same `instances`"),
         ({"csqa": {"paths": []}}, "evaluation.tasks.csqa.paths"),
     ],
@@ -108,17 +111,16 @@ def test_models_that_lm_eval_cannot_load_are_refused_before_the_run(config):
         Recipe.model_validate(config)
 
 
-def test_tasks_change_no_key_of_what_was_there(config):
-    without = {**config, "evaluation": {}}
-    keys = []
-    for each in (config, without):
-        recipe = Recipe.model_validate(each)
+def test_tasks_change_no_key_of_what_was_there_nor_do_scores_while_training(config):
+    keys, scored = [], {**config["evaluation"], "while_training_every": 5}
+    for evaluation in ({}, config["evaluation"], scored):
+        recipe = Recipe.model_validate({**config, "evaluation": evaluation})
         runner = Runner(Store(recipe.store), Engine(), plan_only=True)
         Pipeline(recipe, runner).end_to_end()
-        keys.append(
-            {key for artifact in runner.artifacts.values() if artifact.step not in ("downstream", "model") for key in artifact.keys}
-        )
-    assert keys[0] == keys[1]
+        made = runner.artifacts.values()
+        keys.append({key for each in made if each.step not in ("downstream", "model", "gold-answers") for key in each.keys})
+    assert keys[0] == keys[1] == keys[2]
+    assert [each.name for each in made if each.step == "gold-answers"] == ["gsm_star"]  # no held-out task
 
 
 def test_the_report_names_evaluations_that_nothing_was_searched_for(config):

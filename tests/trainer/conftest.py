@@ -98,6 +98,25 @@ def make_mix() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def make_answers() -> Callable[..., Path]:
+    """`make_answers(folder, instances, vocab_size=128) -> folder`: gold answers, from contexts and answers as ids; two bytes a token of an
+    answer, and an instance counts more the later it stands."""
+
+    def build(folder: Path, instances: list[tuple[list[int], list[int]]], vocab_size: int = VOCAB_SIZE) -> Path:
+        folder.mkdir(parents=True)
+        np.save(folder / "tokens.npy", np.array([token for context, answer in instances for token in context + answer], np.uint32))
+        rows = [(len(context) + len(answer), len(answer), 2 * len(answer)) for context, answer in instances]
+        np.save(folder / "rows.npy", np.array(rows, np.int64))
+        places = np.arange(1, len(rows) + 1)
+        np.save(folder / "weights.npy", places / places.sum())
+        header = {"version": 1, "instances": len(rows), "vocab_size": vocab_size, "longest": max(row[0] for row in rows)}
+        (folder / "answers.json").write_text(json.dumps(header | {"tokenizer": hashlib.sha256(b"test").hexdigest()}))
+        return folder
+
+    return build
+
+
+@pytest.fixture
 def model_dict() -> dict[str, Any]:
     """A tiny model's config."""
     return {

@@ -17,7 +17,7 @@ from trainer.checkpoint import write_marker
 from trainer.config import TrainConfig
 from trainer.data import Loader, Mix
 from trainer.errors import TrainerError
-from trainer.evaluate import EvaluateConfig, evaluate
+from trainer.evaluate import EvaluateConfig, evaluate, load_model
 from trainer.interrupts import CollectedRarely
 from trainer.parallel import TrainedOlmo2, World
 from trainer.parsing import parse
@@ -68,13 +68,16 @@ def test_lines_tell_the_embedding_norm_and_the_largest_logit(make_config: Any, w
 
 
 def test_held_out_scores_are_the_evaluations_own_and_disturb_nothing(
-    make_config: Any, make_mix: Any, make_documents: Any, world: World, tmp_path: Path, read_metrics: Any, run_ranks: Any
+    make_config: Any, make_mix: Any, make_documents: Any, make_answers: Any, world: World, tmp_path: Path, read_metrics: Any, run_ranks: Any
 ) -> None:
     mixes = {
         "web": str(make_mix(tmp_path / "web", make_documents(9, seed=1))),
         "maths": str(make_mix(tmp_path / "maths", make_documents(2))),
     }
-    held_out = {"every_steps": 8, "sources": {name: {"mix": mix} for name, mix in mixes.items()}}
+    instances = [([5, 6, 7], [8]), ([9] * 20, [10, 11]), ([3], [4] * 25), ([12, 13], [14, 15, 16]), ([17], [18])]
+    answers = make_answers(tmp_path / "answers", instances)
+    sources = {name: {"mix": mix} for name, mix in mixes.items()}
+    held_out = {"every_steps": 8, "sources": sources, "answers": {"arc": str(answers)}}
     train(_config(make_config(run_folder=str(tmp_path / "plain"))), world)
     scored = make_config(held_out=held_out, **{"checkpoint.every_steps": 8})
     train(_config(scored), world)
@@ -98,6 +101,36 @@ def test_held_out_scores_are_the_evaluations_own_and_disturb_nothing(
             for name, score in sources.items():
                 for key in ("loss", "bits_per_byte"):
                     assert run[int(step) - 1][f"held_out/{name}/{key}"] == pytest.approx(score[key], rel=1e-5)
+            model = load_model(checkpoints[step], world.device, torch.float32)
+            bits = _bits_per_byte(model, instances)
+            assert run[int(step) - 1]["tasks/arc/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def _bits_per_byte(model: Any, instances: list[tuple[list[int], list[int]]]) -> float:
+    """By itself, instance by instance; each answer has two bytes a token, and an instance counts more the later it stands."""
+    total = 0.0
+    for number, (context, answer) in enumerate(instances):
+        chances = model(torch.tensor([context + answer]))[0].float().log_softmax(dim=-1)
+        nats = -sum(float(chances[len(context) - 1 + place, token]) for place, token in enumerate(answer))
+        total += nats / np.log(2) / (2 * len(answer)) * (number + 1) / 15
+    return total
+
+
+def test_gold_answers_of_another_tokenizer_or_window_are_refused_before_the_start(
+    make_config: Any, make_answers: Any, world: World, tmp_path: Path
+) -> None:
+    foreign = make_answers(tmp_path / "foreign", [([1], [2])], vocab_size=256)
+    long = make_answers(tmp_path / "long", [([1] * 32, [2, 3])])
+    for folder, said in (
+        (foreign, "the gold answers of arc are of another tokenizer"),
+        (long, "of 34 tokens, over the model's window of 32"),
+    ):
+        with pytest.raises(TrainerError, match=said):
+            train(_config(make_config(held_out={"every_steps": 8, "sources": {}, "answers": {"arc": str(folder)}})), world)
+    (long / "rows.npy").unlink()
+    with pytest.raises(TrainerError, match=r"holds no gold answers that can be read .*rows\.npy"):
+        train(_config(make_config(held_out={"every_steps": 8, "sources": {}, "answers": {"arc": str(long)}})), world)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_held_out_mix_of_another_vocabulary_is_refused_before_the_start(

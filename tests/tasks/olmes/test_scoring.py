@@ -50,3 +50,19 @@ def test_the_standard_error_is_lm_eval_s():
     values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.25]
     assert scoring.mean(values) == {"score": metrics.mean(values), "standard_error": pytest.approx(metrics.mean_stderr(values), rel=1e-15)}
     assert scoring.mean([1.0])["standard_error"] is None
+
+
+def test_groups_count_alike_in_a_mean_however_many_values_they_have():
+    values, groups = [1.0, 0.0, 1.0, 0.0, 0.0], ["law", "law", "art", "law", "art"]
+    of_law, of_art = scoring.mean([1.0, 0.0, 0.0]), scoring.mean([1.0, 0.0])
+    told = scoring.mean(values, groups)
+    assert told["score"] == pytest.approx((of_law["score"] + of_art["score"]) / 2)
+    assert told["standard_error"] == pytest.approx(math.hypot(of_law["standard_error"], of_art["standard_error"]) / 2)
+    assert math.fsum(w * v for w, v in zip(scoring.weights(groups), values, strict=True)) == pytest.approx(told["score"], rel=1e-15)
+
+
+def test_f1_of_drop_takes_pieces_in_any_order_and_no_wrong_number():
+    pytest.importorskip("lm_eval.tasks.drop.utils")
+    assert scoring.drop_f1("18", [["17"], ["18"]]) == 1
+    assert scoring.drop_f1("18 yards", [["19 yards"]]) == 0
+    assert scoring.drop_f1("Males", [["Males", "females"]]) == 0.5
