@@ -234,9 +234,15 @@ class Classifier:
     measured: Measured
 
 
+HELD_OUT_TEXT = "held-out text"
+
+
 @dataclass
 class TrainingRun:
-    """One training run's curves, equally long; None where a value was not finite. `tokens` starts at 0 where the run did."""
+    """One training run's curves, equally long; None where a value was not finite. `tokens` starts at 0 where the run did.
+
+    scores: bits per byte while it went on, as (tokens, value), of HELD_OUT_TEXT and of tasks' gold answers by name.
+    """
 
     name: str
     kind: Literal["pretrain", "micro-anneal", "anneal"]
@@ -249,6 +255,7 @@ class TrainingRun:
     learning_rate: list[float | None] = field(default_factory=list)
     masked_instances: int = 0
     tokens_per_second: float | None = None  # median
+    scores: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     @classmethod
     def from_metrics(
@@ -265,6 +272,12 @@ class TrainingRun:
             return [float(row[key]) if row.get(key) is not None and np.isfinite(row[key]) else None for row in rows]
 
         speeds = [value for value in column("tokens_per_second") if value is not None]
+        scores: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            for key in row:
+                if (key == "held_out/all/bits_per_byte" or key.startswith("tasks/")) and np.isfinite(row[key]):
+                    name = key.split("/")[1] if key.startswith("tasks/") else HELD_OUT_TEXT
+                    scores.setdefault(name, []).append((int(row["tokens"]), float(row[key])))
         return cls(
             name,
             kind,
@@ -277,6 +290,7 @@ class TrainingRun:
             learning_rate=column("learning_rate"),
             masked_instances=sum(int(row.get("masked_instances") or 0) for row in rows),
             tokens_per_second=float(np.median(speeds)) if speeds else None,
+            scores=scores,
         )
 
 

@@ -282,7 +282,22 @@ def _training(runs: list[TrainingRun]) -> dict[str, Any]:
         )
         if short
     ]
-    return {"charts": charts, "small": small, "table": [_run_row(run) for run in runs]}
+    return {"charts": charts, "small": small, "scores": _scores_along(runs), "table": [_run_row(run) for run in runs]}
+
+
+def _scores_along(runs: list[TrainingRun]) -> list[Markup]:
+    """A chart of each score: every run that has it, behind the tokens of the checkpoint that it started from."""
+    return [
+        line_chart(
+            name,
+            [
+                Line(run.name, [(run.tokens_before + tokens, value) for tokens, value in run.scores.get(name, [])], number)
+                for number, run in enumerate(runs)
+            ],
+            "tokens",
+        )
+        for name in dict.fromkeys(name for run in runs for name in run.scores)
+    ]
 
 
 def _curves(

@@ -206,13 +206,15 @@ def test_a_training_run_is_made_again_when_asked_or_when_its_checkpoint_is_damag
     }
 
 
-def test_two_ranks_train_to_the_same_losses(copied):
+def test_two_ranks_train_to_the_same_losses(copied, monkeypatch, tmp_path):
     """HSDP over gloo under torchrun, through the launcher, as the recipe says; scored and shown while it goes on, which changes nothing."""
     (one,) = [copied.losses()[record.key] for record in copied.records("train") if record.name == "pretrain"]
     parallel = {"replicas": 2, "activation_checkpointing": "selected", "accumulate": "sharded", "compile": False}
     copied.config["where"] |= {"launcher": {**copied.config["where"]["launcher"], "processes": 2}, "parallel": parallel}
     copied.config["where"]["metrics"] = {"tensorboard": True}
-    copied.config["evaluation"] = {"while_training_every": 3}
+    (tmp_path / "gsm.jsonl").write_text('{"question": "How many?", "answer": "It is 7. #### 7"}\n')
+    copied.config["evaluation"] = {"while_training_every": 3, "tasks": {"gsm_star": {"paths": [str(tmp_path / "gsm.jsonl")], "shots": 1}}}
+    monkeypatch.setattr("tasks.downstream.check_installed", lambda: None)  # lm-eval is for the evaluation after it
     copied.config["pretrain"]["micro_batch_instances"] = 4  # part of the key: this is another run
     copied.write(copied.config)
     config = load(copied.file)
@@ -225,6 +227,7 @@ def test_two_ranks_train_to_the_same_losses(copied):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scored = [line["step"] for line in lines if {f"held_out/{name}/bits_per_byte" for name in ("web", "maths", "all")} <= line.keys()]
     assert scored == [step for step in range(1, len(lines) + 1) if step % 3 == 0 or step == len(lines)]
+    assert [line["step"] for line in lines if "tasks/gsm_star/bits_per_byte" in line] == scored
     assert list((folder / "tensorboard").iterdir())
     assert next(curve for curve in curves if curve != one) == pytest.approx(one, rel=1e-5)
 

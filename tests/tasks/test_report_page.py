@@ -369,6 +369,18 @@ def test_values_that_are_not_finite_are_left_out_of_the_curves_and_counted_as_sp
     assert len(json.loads(page.scripts[0])["lines"][0]["p"]) == 4
 
 
+def test_scores_along_training_are_a_chart_each_with_runs_behind_what_they_started_from():
+    rows = [{"step": n, "tokens": 64 * n, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1} for n in range(1, 5)]
+    rows[1] |= {"held_out/all/bits_per_byte": 2.5, "held_out/web/bits_per_byte": 2.0, "tasks/arc_easy/bits_per_byte": 1.5}
+    rows[3] |= {"held_out/all/bits_per_byte": 2.25, "tasks/arc_easy/bits_per_byte": math.nan}
+    runs = [TrainingRun.from_metrics("first", "pretrain", rows), TrainingRun.from_metrics("then", "anneal", rows, "", 256)]
+    page = Page(render(ReportData("r", "n", "c", runs=runs)))
+    assert "Scores along training" in page.sections["training"] and "arc_easy" in page.sections["training"]
+    found = [[line["p"] for line in json.loads(script)["lines"]] for script in page.scripts[-3:-1]]
+    assert found == [[[[128, 2.5], [256, 2.25]], [[384, 2.5], [512, 2.25]]], [[[128, 1.5]], [[384, 1.5]]]]
+    assert "Scores along training" not in Page(render(ReportData("r", "n", "c"))).text
+
+
 def test_a_thinned_curve_keeps_its_spike_and_its_ends():
     points = [(float(n), 1.0) for n in range(10_000)]
     points[4321] = (4321.0, 50.0)
