@@ -19,7 +19,7 @@ soak: .venv/.installed-test
 
 # About two hours on a quiet machine; the peers' numbers are taken in the same run.
 bench: .venv/.installed-test .venv-peers/.installed
-	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix; do \
+	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix evaluation; do \
 		$(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.json || exit 1; done
 
 lint: .venv/.installed-lint

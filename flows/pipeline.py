@@ -90,7 +90,7 @@ class Pipeline(Training):
         """`evaluate_all`, and the held-out tasks, which development may not look at: that somebody does is written into the store."""
         names = downstream.names("held_out", self.recipe.evaluation.tasks)
         if not names:
-            raise UserError(f"the recipe {self.recipe.name} has no held-out task: give one (gsm8k) in evaluation.tasks")
+            raise UserError(f"the recipe {self.recipe.name} has no held-out task: give one (gsm8k, say) in evaluation.tasks")
         self.evaluate_all()
         checkpoints = self._checkpoints()
         if not self.runner.plan_only:

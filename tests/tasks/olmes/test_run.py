@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks.olmes import data, requests, run
-from tasks.olmes.definitions import TASKS
+from tasks.olmes.definitions import TASKS, Problem
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -67,3 +67,35 @@ def test_the_better_form_counts_and_pmi_is_of_the_logged_likelihoods(model, writ
     assert scores["forms"]["cf"]["pmi"]["score"] == right / 20
     assert scores["score"] == max(right / 20, scores["forms"]["mcf"]["none"]["score"])
     assert scores["form"] == ("cf" if right / 20 >= scores["forms"]["mcf"]["none"]["score"] else "mcf")
+
+
+def test_reasoned_answers_count_by_what_the_answer_is_and_their_tasks_alike():
+    """lm-eval's part is played: the pattern goes through its own filter, and what it would log comes back."""
+    from lm_eval.filters.extraction import RegexFilter
+
+    task, pattern = TASKS["bbh"], TASKS["bbh"].extract
+    texts = ["Well, the answer is (A).\nBut the answer is (B).", "So the answer is True", "So the answer is 1 2 3. ", "I do not know."]
+    found = RegexFilter(pattern, 0).apply([texts], [])[0]
+    assert found == ["(A)", "True", "1 2 3", "[invalid]"]
+    golds, subjects = ["(A)", "True", "3", "(B)"], ["snarks", "navigate", "navigate", "navigate"]
+    asked = [Problem("what?", [gold], subject) for gold, subject in zip(golds, subjects, strict=True)]
+    forms = {form.name: form for form in requests.forms(task, asked)}
+    logged = [
+        {"resps": [[text]], "filtered_resps": [answer], "exact_match": answer == gold}
+        for text, answer, gold in zip(texts, found, golds, strict=True)
+    ]
+    scores, samples = run.evaluate(task, forms, lambda forms: {"generate": run.Answered({}, logged, 0)})
+    assert list(forms) == ["generate"] and "bits_per_byte" not in scores
+    assert scores["score"] == pytest.approx((1 + 1 / 3) / 2)
+    assert [sample["exact_match"] for sample in samples] == [1, 1, 0, 0]
+
+
+def test_a_task_in_letters_alone_has_one_form_and_no_bits_per_byte(model, write):
+    records = [{"question": f"{i}?", "options": ["x", "y"], "answer_index": i % 2, "category": "law"} for i in range(6)]
+    task = TASKS["mmlu_pro"]
+    asked = data.read(task, [write(records)])
+    forms = {form.name: form for form in requests.forms(task, asked, 1, asked)}
+    scores, samples = run.evaluate(task, forms, run.Engine(str(model), "cpu", "float32", 4))
+    assert (scores["form"], list(scores["forms"]), "bits_per_byte" in scores) == ("mcf", ["mcf"], False)
+    right = [sample["mcf_log_likelihoods"].index(max(sample["mcf_log_likelihoods"])) == sample["gold"] for sample in samples]
+    assert scores["score"] == sum(right) / 6
