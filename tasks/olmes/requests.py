@@ -1,7 +1,8 @@
 """A task as lm-eval takes it: prompts with their shots in rows of JSON, and configs that name the rows' columns.
 
 A form is one lm-eval task: `cf` (cloze), `mcf` (letters), `unconditional` (the choices after "Answer:" alone, for PMI), `generate`, or
-`gold` (what should be generated, for its likelihood). Written into a folder, they are run again by `lm_eval run --include_path . --tasks TASK_FORM` from within it.
+`gold` (what should be generated, for its likelihood). Written into a folder, they are run again by
+`lm_eval run --include_path . --tasks TASK_FORM` from within it.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _examples(task: AnyTask, number: int, records: Sequence[Asked]) -> Callable[
         pools.setdefault(record.subject if task.by_subject else "", []).append(record)
     by_key = {record.key: record for record in records}
     if task.picked and by_key.keys() >= set(task.picked):
-        pools[""] = [by_key[key] for key in task.picked]
+        pools[""] = [*(by_key[key] for key in task.picked), *(record for record in records if record.key not in task.picked)]
 
     def of(asked: Asked) -> list[Asked]:
         subject = asked.subject if task.by_subject else ""

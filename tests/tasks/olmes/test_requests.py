@@ -133,8 +133,9 @@ def test_the_authors_own_choice_of_shots_is_found_by_its_keys_and_nothing_is_its
     records = [{"passage": "p", "question": f"q{i}", "label": i % 2, "idx": i} for i in range(13)]
     task = TASKS["boolq"]
     questions = data.read(task, [write(records)])
-    found = requests.forms(task, questions[:1], 4, questions)[0].rows[0]["context"]
-    assert re.findall(r"Question: q(\d+)", found) == ["1", "7", "11", "3", "0"]
+    found = [row["context"] for row in requests.forms(task, questions[12:] + questions[:1], None, questions)[0].rows]
+    assert re.findall(r"Question: q(\d+)", found[0]) == ["0", "1", "7", "11", "3", "12"]
+    assert re.findall(r"Question: q(\d+)", found[1]) == ["1", "7", "11", "3", "2", "0"]
     first = requests.forms(task, questions[1:2], 3, questions[:9])[0].rows[0]["context"]  # 11 is not there: the first ones
     assert re.findall(r"Question: q(\d+)", first) == ["0", "2", "3", "1"]
 
