@@ -39,15 +39,16 @@ def read(task: AnyTask, files: Sequence[RawFile], subjects: Sequence[str] = ()) 
 
 
 def subject_of(task: AnyTask, file: RawFile) -> str:
-    """Which of the task's subjects stands in a file's path. Raises UserError where none does."""
+    """Which of the task's subjects stands in a file's path, the last where there are several. Raises UserError where none does."""
     path = file.shown.replace("_", "-")
-    found = [subject for subject in task.subjects if subject.replace("_", "-") in path]
-    if not found:
+    places = {subject: path.rfind(subject.replace("_", "-")) for subject in task.subjects}
+    last = max(places, key=lambda subject: places[subject])
+    if places[last] < 0:
         raise UserError(
             f"{file.shown}: the records of the task {task.name} do not say their subject, and none stands in the file's path; name the file "
             f"after one of {', '.join(task.subjects)}"
         )
-    return max(found, key=len)
+    return last
 
 
 def _checked(asked: Asked) -> Asked:

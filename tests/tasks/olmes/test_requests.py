@@ -12,6 +12,7 @@ import yaml
 from tasks.errors import UserError
 from tasks.olmes import data, requests
 from tasks.olmes.definitions import TASKS, Problem, Question
+from tasks.sources.base import RawFile
 
 FILES = {"csqa": "commonsense_qa", "socialiqa": "social_iqa"}
 
@@ -152,6 +153,8 @@ def test_exams_of_agieval_are_told_by_their_paths(samples, raw_file):
     other = raw_file(samples / "math" / "gsm8k" / "test.first660.jsonl")
     with pytest.raises(UserError, match=r"test\.first660\.jsonl: .* name the file after one of aqua-rat"):
         data.subject_of(task, other)
+    nested = RawFile("/snarks/bbh/word_sorting/test-00000.parquet", "test-00000.parquet", 0, "")
+    assert data.subject_of(TASKS["bbh"], nested) == "word_sorting"
 
 
 def test_bbh_is_asked_as_lm_eval_asks_it(write):
