@@ -87,10 +87,21 @@ def resample(values: Values, draws: int, random: np.random.Generator) -> np.ndar
     return np.stack(columns, -1)
 
 
-def tau_interval(short: Values, long: Values, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
-    """The middle 95 % of tau over seeds of both drawn again, the sources being as they are."""
+def tau_interval(short: Values, long: Values, sources_too: bool, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of tau over seeds of both drawn again, the sources being as they are, or with `sources_too` drawn again as well.
+
+    A source that is drawn twice makes a pair with itself, which has no order and is not counted.
+    """
     random = np.random.default_rng(seed)
-    taus = kendall_tau(resample(short, draws, random), resample(long, draws, random))
+    left, right = resample(short, draws, random), resample(long, draws, random)
+    if not sources_too:
+        taus = kendall_tau(left, right)
+    else:
+        chosen = random.integers(len(short), size=left.shape)
+        one, other = np.triu_indices(len(short), 1)
+        counted = (chosen[:, one] != chosen[:, other]).mean(-1)
+        taus = kendall_tau(np.take_along_axis(left, chosen, -1), np.take_along_axis(right, chosen, -1))
+        taus = taus[counted > 0] / counted[counted > 0]
     low, high = np.quantile(taus, (0.025, 0.975), method="closest_observation")
     return float(low), float(high)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,20 @@ def run(folder: Path) -> tuple[Recipe, Scores, dict[str, Any]]:
     write_maths(folder / "maths", 12_000)
     (folder / "recipe.json").write_text(json.dumps(written, indent=1))
     made = Recipe.model_validate(written)
-    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    pipeline = Pipeline(made, make_runner(made), lambda name, function: (tell(name), function())[1], tell)
+    pipeline = Pipeline(made, make_runner(made), _call_and_tell, _tell)
     pipeline.corpus()
     scores = _scores(pipeline.store, pipeline.micro_anneal_all()) | _scores(pipeline.store, pipeline.evaluate_all())
     mixes = {name: json.loads(input_files(pipeline.store, pipeline.mix(name).refs[0])["mix.json"].read_text()) for name in made.mixes}
     return made, scores, mixes
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _call_and_tell(name: str, function: Callable[[], Any]) -> Any:
+    _tell(name)
+    return function()
 
 
 def _scores(store: Store, evaluated: Artifact) -> Scores:
@@ -144,8 +152,8 @@ def values(scores: Scores, runs: Iterable[tuple[str, str]], metric: str) -> Valu
 
 
 def rank_claim(micro: Values, full: Values) -> dict[str, Any]:
-    """Kendall's tau of the means over seeds, with its interval, and whether best and worst can be told apart at all."""
-    low, high = agreement.tau_interval(micro, full)
+    """Kendall's tau of the means over seeds, with its interval over seeds and sources, and whether best and worst can be told apart at all."""
+    low, high = agreement.tau_interval(micro, full, sources_too=True)
     return {
         "value": round(float(agreement.kendall_tau(agreement.means(micro), agreement.means(full))), 4),
         "low": round(low, 4),
@@ -153,6 +161,7 @@ def rank_claim(micro: Values, full: Values) -> dict[str, Any]:
         "unit": "Kendall's tau",
         "rounds": min(len(each) for each in (*micro.values(), *full.values())),
         "sources": len(micro),
+        "over_seeds_alone": [round(each, 4) for each in agreement.tau_interval(micro, full, sources_too=False)],
         "by_chance": round(agreement.tau_by_chance(micro, full), 4),
         "without_one_source": [round(each, 4) for each in agreement.tau_without_one(micro, full)],
         "micro_best_and_worst": str(agreement.best_to_worst(micro)),
@@ -206,13 +215,13 @@ def main() -> None:
         ranked, soup = rank_claim(micro, full), soup_claim({name: scores[mix_soup(name)][metric] for name in CANDIDATES}, full)
         pairs, same = agreement.resolved_pairs(micro, full)
         table.append((f"on {metric}: pairs resolved in micro and full anneals", f"{pairs}, {same} of them in the same order"))
+        for name in ("over_seeds_alone", "by_chance", "without_one_source", "micro_best_and_worst", "full_best_and_worst"):
+            table.append((f"on {metric}: {name}", str(ranked[name])))
         if metric == TARGET:
             claims = {"microanneal_rank_agreement": ranked, "soup_vs_best_single": soup}
-            table += [(f"on {metric}: {name}", ranked[name]) for name in ("micro_best_and_worst", "full_best_and_worst")]
         else:
             for name, claim in (("rank agreement", ranked), ("soup against best single", soup)):
-                table.append((f"on {metric}: {name}", f"{claim['value']:.4g} ({claim['low']:.4g} to {claim['high']:.4g})"))
-            table.append((f"on {metric}: verdict", ranked["verdict"]))
+                table.append((f"on {metric}: {name}", f"{claim['value']:.4f} ({claim['low']:.4f} to {claim['high']:.4f})"))
     measure.report(table, claims, options.out)
 
 

@@ -64,12 +64,25 @@ def test_means_of_seeds_drawn_again_vary_as_the_mean_does() -> None:
         assert column.std() == pytest.approx(agreement.standard_error(seeds), rel=0.01)
 
 
-def test_the_interval_is_a_point_where_seeds_agree_and_wide_where_they_do_not() -> None:
+def test_the_interval_over_seeds_is_a_point_where_seeds_agree_and_wide_where_they_do_not() -> None:
     means = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert agreement.tau_interval(_values(means), _values(means)) == (1.0, 1.0)
-    low, high = agreement.tau_interval(_values(means, 5, 1), _values(means, 5, 2))
+    for sources_too in (False, True):
+        assert agreement.tau_interval(_values(means), _values(means), sources_too) == (1.0, 1.0)
+    low, high = agreement.tau_interval(_values(means, 5, 1), _values(means, 5, 2), sources_too=False)
     assert high - low > 0.5
-    assert (low, high) == agreement.tau_interval(_values(means, 5, 1), _values(means, 5, 2))
+    assert (low, high) == agreement.tau_interval(_values(means, 5, 1), _values(means, 5, 2), sources_too=False)
+
+
+def test_sources_drawn_again_count_as_all_pairs_of_different_ones_do() -> None:
+    means, other = [1.0, 2.0, 3.0], [1.0, 3.0, 2.0]
+    assert agreement.tau_interval(_values(means), _values(other), sources_too=False) == pytest.approx((1 / 3, 1 / 3))
+    taus = []
+    for chosen in itertools.product(range(3), repeat=3):  # by brute force: every way to draw three of three
+        pairs = [(i, j) for i, j in itertools.combinations(chosen, 2) if i != j]
+        if pairs:
+            taus.append(sum(np.sign(means[i] - means[j]) * np.sign(other[i] - other[j]) for i, j in pairs) / len(pairs))
+    expected = np.quantile(taus, (0.025, 0.975), method="closest_observation")
+    assert agreement.tau_interval(_values(means), _values(other), sources_too=True) == pytest.approx(tuple(expected))
 
 
 def test_the_chance_of_a_tau_is_its_share_of_all_orders() -> None:
