@@ -17,7 +17,7 @@ test: .venv/.installed-test
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
-# About two and a half hours on a quiet machine; the peers' numbers are taken in the same run.
+# About three hours on a quiet machine; the peers' numbers are taken in the same run.
 bench: .venv/.installed-test .venv-peers/.installed
 	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix evaluation microanneal; do \
 		$(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.json || exit 1; done
