@@ -1,6 +1,5 @@
 """The learning-rate study: a pretraining for each peak, from each its decays, and Table 8's form."""
 
-import importlib
 import json
 import random
 import socket
@@ -8,7 +7,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-import yaml
+from in_process import InProcess, launch_here
 
 from flows.pipeline import Pipeline
 from flows.plan import make_plan
@@ -16,25 +15,11 @@ from flows.recipe import Recipe, load
 from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
 from tasks import evaluate, train
-from tasks.shards import Engine, Runner, run_shard
+from tasks.shards import Runner
 from tasks.store import Store
 
 BATCH_TOKENS = 4 * 16
 RUNS = ["peak 0.003", "peak 0.003 short", "peak 0.003 long", "peak 0.006", "peak 0.006 short", "peak 0.006 long"]
-
-
-class InProcess(Engine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
-
-
-def launch_here(module, config, folder, launcher, *rest):
-    """The launched program in this process."""
-    path = folder / f"{module}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    main = importlib.import_module(f"{module}.__main__" if module == "trainer" else module).main
-    assert main([str(path)]) == 0
 
 
 def config(folder: Path) -> dict:

@@ -1,6 +1,5 @@
 """Micro-anneals as data: several seeds beside each other, and a table whose numbers are those of the runs."""
 
-import importlib
 import json
 import random
 import shutil
@@ -10,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from in_process import InProcess
 from typer.testing import CliRunner
 
 from flows import cli
@@ -25,19 +25,11 @@ from tasks.olmes.definitions import TASKS
 from tasks.report_micro_anneals import cell, gpu_hours, micro_anneals, task_cell
 from tasks.report_page import render
 from tasks.score import model_folder
-from tasks.shards import Engine, Runner, input_files, run_shard
+from tasks.shards import Runner, input_files
 from tasks.store import Store
 
 RECIPES = Path(__file__).parents[2] / "deployments" / "recipes"
 BATCH, LENGTH = 4, 16
-
-
-class InProcess(Engine):
-    """Every shard here and now: starting processes would take most of a test's time."""
-
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
 def config(folder: Path) -> dict:

@@ -3,13 +3,13 @@
 The figures expected of OLMo 2's recipes come from the report's tables, worked out here by hand, and from public configurations.
 """
 
-import importlib
 import json
 import socket
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from in_process import InProcess
 from typer.testing import CliRunner
 
 from flows import cli
@@ -19,7 +19,7 @@ from flows.recipe import Recipe, load
 from olmo_model.config import PRESETS
 from tasks.errors import RecipeError, UserError
 from tasks.raw_files import find_source
-from tasks.shards import Engine, Runner, ShardRef, input_files, run_shard
+from tasks.shards import Runner, ShardRef, input_files
 from tasks.store import Store
 from trainer.optim import cosine
 
@@ -201,14 +201,6 @@ def folder(tmp_path):
     sums = [{"id": str(i), "text": f"What is {i} and {i}? It is {2 * i}."} for i in range(100)]
     (tmp_path / "maths.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sums))
     return tmp_path
-
-
-class InProcess(Engine):
-    """Every shard here and now: starting processes would take most of a test's time."""
-
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
 def run(recipe: Recipe, stage: str) -> Pipeline:

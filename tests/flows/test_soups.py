@@ -1,38 +1,21 @@
 """Soups of a recipe: which ingredients they have, what a greedy one is chosen by, and the table of best single against soup."""
 
-import importlib
 import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from in_process import InProcess, launch_here
 
 from flows.pipeline import Pipeline
 from flows.recipe import Recipe
 from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
 from tasks import evaluate, soup, train
-from tasks.shards import Engine, Runner, run_shard
+from tasks.shards import Runner
 from tasks.store import Store
 from trainer.checkpoint import load_model_tensors
-
-
-class InProcess(Engine):
-    """Every shard here and now: starting processes would take most of a test's time."""
-
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
-
-
-def launch_here(module, config, folder, launcher, *rest):
-    """The launched program in this process."""
-    path = folder / f"{module}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    main = importlib.import_module(f"{module}.__main__" if module == "trainer" else module).main
-    assert main([str(path)]) == 0
 
 
 def config(folder: Path, **soup_config) -> dict:

@@ -1,6 +1,5 @@
 """The comparison of tokenizers: the same documents for training and evaluation under each, and Table 5's form."""
 
-import importlib
 import json
 import random
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from in_process import InProcess, launch_here
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
@@ -26,26 +25,12 @@ from flows.tokenizers_text import as_json, tokenizers_table
 from tasks import evaluate, train
 from tasks.errors import UserError
 from tasks.report_page import render
-from tasks.shards import Engine, Runner, ShardRef, input_files, run_shard
+from tasks.shards import Runner, ShardRef, input_files
 from tasks.store import Store
 from tasks.tokenizer import Tokenizer
 
 BATCH, LENGTH = 4, 16
 NAMES = ["bpe", "larger", "words"]  # as the recipe has them; the first is its own
-
-
-class InProcess(Engine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
-
-
-def launch_here(module, config, folder, launcher, *rest):
-    """The launched program in this process."""
-    path = folder / f"{module}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    main = importlib.import_module(f"{module}.__main__" if module == "trainer" else module).main
-    assert main([str(path)]) == 0
 
 
 def config(folder: Path) -> dict:

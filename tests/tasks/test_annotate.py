@@ -1,6 +1,5 @@
 """A language model's labels: right, paid for once, counted where they are unusable, and in a key that knows nothing of the endpoint."""
 
-import importlib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from in_process import InProcess
 
 from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
@@ -20,18 +20,11 @@ from tasks import annotate, annotate_sample, chat
 from tasks.annotate import Annotation
 from tasks.chat import Chat, Endpoint, Reply
 from tasks.documents import DocumentWriter
-from tasks.engine import LocalEngine
 from tasks.errors import UserError
-from tasks.shards import Shard, ShardRef, input_files, run_shard
+from tasks.shards import Shard, ShardRef, input_files
 from tasks.store import Store
 
 SECRET = "sk-very-secret-0123456789"
-
-
-class InProcess(LocalEngine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +68,7 @@ class Lab:
     def pipeline(self, **options):
         config = Recipe.model_validate(self.recipe())
         runner = make_runner(config, **options)
-        runner.engine = InProcess(1)
+        runner.engine = InProcess()
         return Pipeline(config, runner)
 
     def run(self, **options):

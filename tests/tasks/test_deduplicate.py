@@ -1,6 +1,5 @@
 """Duplicates are found across shards, one of each cluster is kept whatever the order, and filters read the column like a score."""
 
-import importlib
 import itertools
 import json
 import random
@@ -8,14 +7,14 @@ import random
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from in_process import InProcess
 
 from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
 from tasks import clusters, duplicates, signatures
 from tasks.documents import DocumentWriter, document_key
-from tasks.engine import LocalEngine
-from tasks.shards import Shard, ShardRef, run_shard
+from tasks.shards import Shard, ShardRef
 from tasks.signatures import Deduplicate
 
 BOTH = {"exact": True, "minhash": {}}
@@ -165,12 +164,6 @@ def test_asking_for_neither_is_refused():
 # -- in a recipe -----------------------------------------------------------------------------------------------------------------------
 
 
-class InProcess(LocalEngine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
-
-
 def write(folder, number: int, documents: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     lines = [json.dumps({"id": identifier, "text": text}) for identifier, text in documents.items()]
@@ -188,7 +181,7 @@ def curate(folder, **source) -> Pipeline:
         }
     )
     runner = make_runner(recipe)
-    runner.engine = InProcess(1)
+    runner.engine = InProcess()
     pipeline = Pipeline(recipe, runner)
     pipeline.curate()
     return pipeline

@@ -7,7 +7,6 @@ the new hash beside it below.
 
 import gzip
 import hashlib
-import importlib
 import json
 from pathlib import Path
 
@@ -16,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from in_process import InProcess
 
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
-from tasks.engine import LocalEngine
-from tasks.shards import input_files, run_shard
+from tasks.shards import input_files
 
 # (step, name of its artifact) -> (version of the step, hash of the rows)
 GOLDEN = {
@@ -131,21 +130,13 @@ def recipe(folder: Path) -> Recipe:
     )
 
 
-class InProcess(LocalEngine):
-    """All shards in this process, which spares the start of a worker for each step."""
-
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
-
-
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     write_raw(folder)
     config = recipe(folder)
     runner = make_runner(config)
-    runner.engine = InProcess(1)
+    runner.engine = InProcess()
     made = Pipeline(config, runner)
     made.curate()
     made.mix_all()

@@ -1,6 +1,5 @@
 """Documents that a language model makes of others: paid for once, every rejected answer counted by its cause, and a source like any other."""
 
-import importlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from in_process import InProcess
 
 from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
@@ -24,20 +24,13 @@ from flows.summary import RunSummary
 from tasks import chat, rewrite, rewrite_checks
 from tasks.asking import CUT
 from tasks.documents import FILE, document_key
-from tasks.engine import LocalEngine
 from tasks.errors import UserError
 from tasks.look import samples
 from tasks.report_page import render
 from tasks.rewrite import Rewrite
 from tasks.rewrite_checks import ECHO, NO_CONVERSATION, NO_FINAL_ANSWER, NO_PROBLEM, REPEATS, RESULT_LOST
 from tasks.rewrite_prompts import STYLES, fill, instructions
-from tasks.shards import input_files, run_shard
-
-
-class InProcess(LocalEngine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
+from tasks.shards import input_files
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +104,7 @@ class Lab:
     def pipeline(self, recipe=None, **options):
         config = Recipe.model_validate(recipe or self.recipe())
         runner = make_runner(config, **options)
-        runner.engine = InProcess(1)
+        runner.engine = InProcess()
         return Pipeline(config, runner)
 
     def run(self, **options):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import InProcess
 
 from tasks import score
 from tasks.documents import DocumentWriter
@@ -15,7 +16,7 @@ from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.scorers import LengthConfig, WordFrequencyConfig
 from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig, train_fasttext
-from tasks.shards import Engine, Runner, Shard, ShardRef, run_shard
+from tasks.shards import Runner, Shard, ShardRef
 from tasks.sources.base import RawFile
 from tasks.store import Attempt, Books, Store
 
@@ -31,12 +32,6 @@ def write_documents(path, texts=TEXTS, votes=VOTES, row_group=4):
         if number % row_group == row_group - 1:
             writer.flush()
     writer.close()
-
-
-class InProcess(Engine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, score.run)
 
 
 class Lab:

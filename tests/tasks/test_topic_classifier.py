@@ -1,6 +1,5 @@
 """From a language model's labels to a filter: trained on a part of them, measured on the rest, applied to another source."""
 
-import importlib
 import json
 import random
 
@@ -8,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from in_process import InProcess
 
 from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
@@ -16,25 +16,18 @@ from flows.recipe import Recipe
 from flows.report import Gathering
 from flows.summary import RunSummary
 from tasks import annotate, from_annotation, train_scorer
-from tasks.engine import LocalEngine
 from tasks.from_annotation import FromAnnotation, TopicFromAnnotation
 from tasks.measure import Hits, measure, measure_scale
 from tasks.report_page import render
 from tasks.scorers.edu_classifier import EduClassifier, EduClassifierConfig
 from tasks.scorers.fasttext_quality import FastTextQuality, FastTextQualityConfig
-from tasks.shards import Shard, ShardRef, input_files, run_shard
+from tasks.shards import Shard, ShardRef, input_files
 from tasks.sources.base import RawFile
 from tasks.store import Books
 from tasks.train_scorer import FastTextTraining
 
 MATHS = ["theorem", "proof", "lemma", "integral", "prime", "group", "field", "limit"]
 COOKING = ["soup", "butter", "oven", "salt", "onion", "cake", "flour", "spoon"]
-
-
-class InProcess(LocalEngine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
 def page(seed):
@@ -98,7 +91,7 @@ def recipe(folder, url):
 def run(config):
     config = Recipe.model_validate(config)
     runner = make_runner(config)
-    runner.engine = InProcess(1)
+    runner.engine = InProcess()
     pipeline = Pipeline(config, runner)
     pipeline.curate()
     return pipeline

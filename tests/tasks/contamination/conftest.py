@@ -1,6 +1,5 @@
 """An oracle that loops over tuples of words, random evaluations and documents, and a recipe that looks for the ones in the others."""
 
-import importlib
 import json
 import random
 import re
@@ -9,12 +8,13 @@ from collections import Counter
 
 import pytest
 import yaml
+from in_process import InProcess
 
 from flows.face import line_of
 from flows.pipeline import Pipeline
 from flows.recipe import load
 from tasks.scorers.contamination import Contamination, ContaminationConfig, build_index
-from tasks.shards import Engine, Runner, ShardRef, input_files, run_shard
+from tasks.shards import Runner, ShardRef, input_files
 from tasks.store import Books, Store
 
 
@@ -113,12 +113,6 @@ def _random_document():
 def write_lines(path, lines) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-class InProcess(Engine):
-    def run(self, plan, weights, store):
-        for spec in plan["shards"]:
-            run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
 class Lab:
