@@ -21,6 +21,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.errors import UserError
+from tasks.sources.base import repair
 
 T = TypeVar("T")
 _END: Any = object()
@@ -207,7 +208,7 @@ def _reply(content: str) -> Reply:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _Passing(MALFORMED) from error
     cause = REFUSES if refusal or finish == "content_filter" else "the answer is empty" if not text.strip() else None
-    return Reply(text or str(refusal or ""), cause, finish == "length", *tokens)
+    return Reply(repair(text or str(refusal or "")), cause, finish == "length", *tokens)
 
 
 def _message(content: str) -> str:

@@ -31,6 +31,7 @@ RESULT_LOST = "the known result is not in the answer"
 _REPETITION = WebRulesConfig(sets={"gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.3),)}})
 _one_at_a_time = threading.Lock()
 _INSTRUCTION_WORDS, _ECHO_WORDS, _ECHO_SHARE = 13, 8, 0.8
+_LONGEST_NUMBER = 100  # characters; Python refuses to read the endless ones that a model in a loop writes
 
 _WORD = re.compile(r"\w+")
 _REFUSAL = re.compile(
@@ -44,6 +45,7 @@ _TURN = re.compile(r"^[ \t]*[*_#>-]*[ \t]*([^\W\d_][\w.'’]*(?: [\w.'’]+){0,2
 _PROBLEM = re.compile(r"[\s*_#]*math problem[*_ ]*:[*_]*\s*(.*\S)", re.IGNORECASE | re.DOTALL)
 _FINAL_ANSWER = re.compile(r"final answer[*_ ]*:[*_]*\s*the final answer is\W*\w", re.IGNORECASE)
 _GSM8K_RESULT = re.compile(r"####\s*([-$\d.,]*\d)\s*\Z")
+_RESULT = re.compile(r"-?\d{1,40}(?:\.\d{0,40})?(?:[eE][+-]?\d{1,3})?")  # as programs and people write one: others would take for ever
 _NUMBER = re.compile(r"(\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(\s*\\?%| percent)?")
 
 
@@ -125,11 +127,8 @@ SHAPES: dict[Shape | None, Callable[[str], tuple[str, str | None]]] = {
 def known_result(text: str, metadata: Mapping[str, Any]) -> Fraction | None:
     """The number that a document is known to come to: `result` of its metadata (TinyGSM's programs), or what stands after #### (GSM8K)."""
     found = _GSM8K_RESULT.search(text)
-    written = metadata["result"] if "result" in metadata else found[1] if found else None
-    try:
-        return None if written is None else Fraction(str(written).replace(",", "").replace("$", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
+    written = str(metadata["result"] if "result" in metadata else found[1] if found else "").replace(",", "").replace("$", "")
+    return Fraction(written) if _RESULT.fullmatch(written) else None
 
 
 def has_result(answer: str, result: Fraction) -> bool:
@@ -137,6 +136,8 @@ def has_result(answer: str, result: Fraction) -> bool:
     wanted = abs(result)
     for number, percent in _NUMBER.findall(answer):
         number = number.replace("{,}", "").replace(",", "")
+        if len(number) > _LONGEST_NUMBER:
+            continue
         decimals = len(number.partition(".")[2])
         for scale in (1, 100) if percent else (1,):
             off = abs(Fraction(number) / scale - wanted)

@@ -285,6 +285,7 @@ def test_every_answer_that_makes_no_document_is_counted_by_its_cause_and_kept_to
         10: ((400, "This model's maximum context length is 8192 tokens"), "the text is too long for the model"),
         11: ("garbage", "no chat completion came back"),
         12: ("no choices", "no chat completion came back"),
+        13: (f"says {conversation(name_of(13)).replace('517', '5' * 6000)}", RESULT_LOST),
     }
     for number, (what, _) in bad.items():
         server.misbehave[name_of(number)] = [what] * 4  # as often as it is tried
@@ -299,11 +300,18 @@ def test_every_answer_that_makes_no_document_is_counted_by_its_cause_and_kept_to
     made.books.balance("rewrite")
     causes = [cause for _, cause in bad.values()]
     assert made.books.dropped == {cause: causes.count(cause) for cause in causes}
-    assert (made.books.read, made.books.kept, made.books.counts["unusable"]) == (30, 18, 12)
+    assert (made.books.read, made.books.kept, made.books.counts["unusable"]) == (30, 17, 13)
     manifest = next(each for each in pipeline.store.manifests() if each["id"] == made.id)
     shown = samples(pipeline.store, manifest, 2).entries
     assert {entry["fate"] for entry in shown} == {"kept", *causes} and sum(entry["fate"] == "kept" for entry in shown) == 2
-    assert [entry["text"] for entry in samples(pipeline.store, manifest, 2, RESULT_LOST).entries] == [conversation(name_of(9))[:600]]
+    lost = samples(pipeline.store, manifest, 2, RESULT_LOST).entries
+    assert {entry["id"]: entry["text"] for entry in lost}["t8"] == conversation(name_of(9))[:600]
+
+
+def test_half_a_character_in_an_answer_is_mended(lab, server):
+    server.rule = lambda name: conversation(name) + " \ud83d"
+    made, rows = lab.run()
+    assert made.books.kept == 30 and all(row["text"].endswith("remain. \ufffd") for row in rows.values())
 
 
 def test_the_causes_of_a_second_request_are_told_apart(lab, server):
@@ -601,6 +609,8 @@ def test_a_known_result_is_found_however_it_is_written(result, answer, there):
         ("Left are 42.\n#### 1,042", {}, 1042),
         ("It is $3.\n#### $3.50", {}, Fraction(7, 2)),
         ("#### 42 is no end", {}, None),
+        ("x", {"result": "1e+16"}, 10**16),
+        ("x", {"result": "1e999999999"}, None),
         ("x", {"result": "many"}, None),
         ("x", {}, None),
     ],
