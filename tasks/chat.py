@@ -48,7 +48,9 @@ class Endpoint(BaseModel):
         description="Environment variable that holds the API key, such as OPENAI_API_KEY; the key itself is written nowhere.",
         json_schema_extra={"position": 1},
     )
-    concurrency: int = Field(default=16, ge=1, le=1024, description="Calls at once, of each worker that asks.", json_schema_extra={"position": 2})
+    concurrency: int = Field(
+        default=16, ge=1, le=1024, description="Calls at once, of each worker that asks.", json_schema_extra={"position": 2}
+    )
     timeout_seconds: float = Field(
         default=120.0, gt=0, description="Longest silence of the server that is waited for.", json_schema_extra={"position": 3}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,15 +93,18 @@ class PlanFile:
                 ("copies", pa.uint16()),
             ]
         )
-        # keys do not repeat, and of what rises the differences are small: a third of the time that dictionaries take to write
+        # Keys do not repeat, and of what rises the differences are small: dictionaries would take three times as long to write. What is left
+        # does not compress.
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
-            compression="zstd",
+            compression="none",
             use_dictionary=["source", "file", "copies"],
             column_encoding=dict.fromkeys(["row", "start", "length"], "DELTA_BINARY_PACKED"),
         )
         self._waiting: list[pa.Table] = []
+        self._pool = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None  # the row group that is being written
 
     def append(self, source: str, documents: Mapping[str, np.ndarray], copies: np.ndarray) -> None:
         number = np.full(len(copies), self._sources.index(source), np.int32)
@@ -110,10 +114,17 @@ class PlanFile:
             self._flush()
 
     def close(self) -> None:
-        self._flush()
+        with self._pool:
+            self._flush()
+            self._wait()
         self._writer.close()
 
     def _flush(self) -> None:
+        self._wait()
         if any(map(len, self._waiting)):
-            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._written = self._pool.submit(self._writer.write_table, pa.concat_tables(self._waiting))
         self._waiting = []
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()

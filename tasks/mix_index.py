@@ -7,12 +7,12 @@ equal keys lie in one group too.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -45,6 +45,19 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Itera
             yield waiting.popleft().result()
 
 
+class Selection:
+    """Which documents of a shard are selected, read when that is asked for first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def keep(self) -> np.ndarray:
+        """bool[rows of the documents shard]"""
+        with pq.ParquetFile(self.path) as file:
+            return file.read(["keep"], use_threads=False).column("keep").to_numpy(zero_copy_only=False)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some row groups of the index of one token file."""
@@ -53,19 +66,19 @@ class Piece:
     index: Path
     metadata: pq.FileMetaData
     groups: Sequence[int]
-    keep: np.ndarray  # bool[rows of the documents shard]
+    selection: Selection
 
     def read(self, *columns: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """These columns of all documents of the index, and which of them are selected, int64[n], in their order."""
         with pq.ParquetFile(self.index, metadata=self.metadata) as file:
             table = file.read_row_groups(self.groups, columns=list(dict.fromkeys(["row", *columns])), use_threads=False)
         found = {name: table.column(name).to_numpy() for name in table.column_names}
-        return found, np.flatnonzero(self.keep[found["row"]])
+        return found, np.flatnonzero(self.selection.keep[found["row"]])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a mix: the index and the `keep` column of each of its shards, in the order of its token files from `first_file` on.
+    """A source of a mix: the index and the selection of each of its shards, in the order of its token files from `first_file` on.
 
     others: the index of each shard under another tokenizer, whose tokens the mix takes; none where it takes these.
     """
@@ -76,15 +89,13 @@ class Source:
     others: Sequence[Path] = ()
 
     def pieces(self) -> Iterator[Piece]:
-        for file, (index, selection) in enumerate(self.shards, self.first_file):
-            metadata = pq.read_metadata(index)
-            with pq.ParquetFile(selection) as file_of_keep:
-                keep = file_of_keep.read(["keep"], use_threads=False).column("keep").to_numpy(zero_copy_only=False)
+        for file, (index, path) in enumerate(self.shards, self.first_file):
+            metadata, selection = pq.read_metadata(index), Selection(path)
             before = [0, *accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))]
             first = 0
             for group in range(1, len(before)):
                 if before[group] - before[first] >= ROWS or group == metadata.num_row_groups:
-                    yield Piece(file, index, metadata, range(first, group), keep)
+                    yield Piece(file, index, metadata, range(first, group), selection)
                     first = group
 
 
@@ -234,7 +245,7 @@ def _encoded_as(other: Path, columns: Mapping[str, np.ndarray], name: str) -> di
     return {column: index[column][at] for column in ("start", "length")}
 
 
-@functools.lru_cache(maxsize=2)  # a shard is read piece by piece
+@lru_cache(maxsize=2)  # a shard is read piece by piece
 def _index_of(path: Path) -> dict[str, np.ndarray]:
     table = pq.read_table(path, columns=["row", "key", "start", "length"])
     return {column: table.column(column).to_numpy() for column in table.column_names}
