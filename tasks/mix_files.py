@@ -35,10 +35,6 @@ class ExtentsFile:
     def __len__(self) -> int:
         return self._written + len(self._last)
 
-    @property
-    def tokens(self) -> int:
-        return int(self._last[:, 3].sum())
-
     def append(self, extents: np.ndarray) -> None:
         """Goes on with these extents; so does the running total."""
         joined = mix_plan.join_extents([self._last, extents])

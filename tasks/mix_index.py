@@ -146,12 +146,10 @@ class Survey:
     def _group(self, group: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys and lengths of a group, in the order of the index."""
         size = RECORD.itemsize
-        parts = [os.pread(self._scratch.fileno(), (end - begin) * size, begin * size) for begin, end in self._ranges(group)]
+        ranges = [bounds[group : group + 2].tolist() for bounds in self._bounds]
+        parts = [os.pread(self._scratch.fileno(), (end - begin) * size, begin * size) for begin, end in ranges]
         records = np.frombuffer(b"".join(parts), RECORD)
         return records["key"].astype(np.uint64), records["length"].astype(np.int64)
-
-    def _ranges(self, group: int) -> list[tuple[int, int]]:
-        return [(int(bounds[group]), int(bounds[group + 1])) for bounds in self._bounds]
 
     def _is_held(self, keys: np.ndarray) -> np.ndarray:
         return self.held.take(mix_plan.order(keys, HELD_OUT_SEED))[0]  # equal keys lie in one group: those before are no others
