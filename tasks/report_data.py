@@ -276,8 +276,8 @@ class TrainingRun:
         for row in rows:
             for key in row:
                 if (key == "held_out/all/bits_per_byte" or key.startswith("tasks/")) and np.isfinite(row[key]):
-                    name = key.split("/")[1] if key.startswith("tasks/") else HELD_OUT_TEXT
-                    scores.setdefault(name, []).append((int(row["tokens"]), float(row[key])))
+                    score = key.split("/")[1] if key.startswith("tasks/") else HELD_OUT_TEXT
+                    scores.setdefault(score, []).append((int(row["tokens"]), float(row[key])))
         return cls(
             name,
             kind,

@@ -374,6 +374,7 @@ def test_scores_along_training_are_a_chart_each_with_runs_behind_what_they_start
     rows[1] |= {"held_out/all/bits_per_byte": 2.5, "held_out/web/bits_per_byte": 2.0, "tasks/arc_easy/bits_per_byte": 1.5}
     rows[3] |= {"held_out/all/bits_per_byte": 2.25, "tasks/arc_easy/bits_per_byte": math.nan}
     runs = [TrainingRun.from_metrics("first", "pretrain", rows), TrainingRun.from_metrics("then", "anneal", rows, "", 256)]
+    assert [run.name for run in runs] == ["first", "then"]
     page = Page(render(ReportData("r", "n", "c", runs=runs)))
     assert "Scores along training" in page.sections["training"] and "arc_easy" in page.sections["training"]
     found = [[line["p"] for line in json.loads(script)["lines"]] for script in page.scripts[-3:-1]]
