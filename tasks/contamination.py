@@ -86,7 +86,8 @@ def _places(shard: Shard) -> Iterator[tuple[str, list[Part]]]:
 
         def taken(number: int, rows: int) -> np.ndarray:
             of_all = np.zeros(rows, np.int64)
-            of_all[row[file == number]] = copies[file == number]
+            begin, end = np.searchsorted(file, [number, number + 1])  # a plan goes file by file
+            of_all[row[begin:end]] = copies[begin:end]
             return of_all
 
         yield "mix", _parts(shard, taken)
