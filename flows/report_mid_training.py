@@ -12,7 +12,7 @@ from flows.recipe_training import mix_soup
 from flows.summary import RunSummary
 from tasks import downstream, evaluate, report_data, soup
 from tasks.olmes.run import SCORES
-from tasks.report_micro_anneals import AVERAGE, gpu_hours, mean_scores
+from tasks.report_micro_anneals import AVERAGE, by_experiment, gpu_hours, mean_scores
 from tasks.shards import ShardRef, input_files
 from tasks.store import Books, Record, Store
 
@@ -83,7 +83,7 @@ class MidTraining:
                         task: fmean(each[task] for each in row.tasks_by_seed.values()) for task in on_tasks[runs[next(iter(labels))]]
                     }
                 rows.append(row)
-        return rows
+        return by_experiment(rows)
 
     def _development_by_checkpoint(self) -> dict[str, dict[str, float]]:
         """Scores on development's tasks by the id of the checkpoint, their average first where there are several."""

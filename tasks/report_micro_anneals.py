@@ -91,6 +91,12 @@ def micro_anneals(rows: Sequence[MicroAnneal]) -> dict[str, Any]:
     }
 
 
+def by_experiment(rows: Sequence[MicroAnneal]) -> list[MicroAnneal]:
+    """Rows of one experiment together, whatever stands between them in the recipe; the baseline first."""
+    experiments = list(dict.fromkeys(row.experiment for row in rows if not row.baseline))
+    return sorted(rows, key=lambda row: -1 if row.baseline else experiments.index(row.experiment))
+
+
 def shown_sources(rows: Sequence[MicroAnneal]) -> list[str]:
     """The sum over sources, and the first sources under test: what decides."""
     scored = score_names(row.scores for row in rows)

@@ -22,7 +22,8 @@ from tasks import downstream
 from tasks import launch as launcher
 from tasks.errors import UserError
 from tasks.olmes.definitions import TASKS
-from tasks.report_micro_anneals import cell, gpu_hours, micro_anneals, task_cell
+from tasks.report_data import MicroAnneal
+from tasks.report_micro_anneals import by_experiment, cell, gpu_hours, micro_anneals, task_cell
 from tasks.report_page import render
 from tasks.score import model_folder
 from tasks.shards import Runner, input_files
@@ -186,6 +187,11 @@ def test_a_plan_counts_every_seed(folder):
     recipe.micro_anneals["more"] = recipe.micro_anneals["maths"].model_copy(update={"seeds": [8, 9], "tokens": 5 * BATCH * LENGTH})
     runs = {run["name"]: run for run in make_plan(recipe, "micro_anneal_all", 0.0)["training"]}
     assert {name: run["steps"] for name, run in runs.items() if "more" in name} == {"micro-anneal more 8": 5, "micro-anneal more 9": 5}
+
+
+def test_rows_of_one_experiment_stand_together_whatever_stands_between_them_in_the_recipe():
+    rows = [MicroAnneal("start", {}, baseline=True)] + [MicroAnneal(name, {}, name[0]) for name in ("b1", "a1", "b2", "a2", "c1", "b3")]
+    assert [row.mix for row in by_experiment(rows)] == ["start", "b1", "b2", "b3", "a1", "a2", "c1"]
 
 
 def test_page_and_terminal_have_the_table(made, tmp_path, monkeypatch):
