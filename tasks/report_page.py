@@ -36,16 +36,16 @@ from tasks.report_tokenizers import tokenizer_lines
 from trainer.spikes import spike_score
 
 _HERE = Path(__file__).parent
-_SECTIONS = (
-    ("documents", "Where documents went"),
-    ("scores", "Scores and cuts"),
+_SECTIONS = (  # as the navigation calls them, all in one line
+    ("documents", "Documents"),
+    ("scores", "Scores"),
     ("classifiers", "Classifiers"),
     ("files", "Files"),
     ("mixes", "Mixes"),
     ("contamination", "Contamination"),
     ("training", "Training"),
     ("micro-anneals", "Micro-anneals"),
-    ("soup", "Ingredients and soup"),
+    ("soup", "Soups"),
     ("tasks", "Tasks"),
     ("tokenizers", "Tokenizers"),
     ("compute", "Compute"),
