@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from tasks.readable import compact, percent
-from tasks.report_data import MicroAnneal
+from tasks.report_data_training import MicroAnneal
 from tasks.report_micro_anneals import Cell, TaskCell, cell, score_names, shown_sources, task_cell, task_names
 from tasks.spread import Spread
 
@@ -24,12 +24,7 @@ def micro_anneal_table(rows: Sequence[MicroAnneal]) -> Table:
     for heading in ("web", "tokens", "seeds", *sources, "GPU-hours", "of an anneal"):
         table.add_column(escape(heading), justify="right")
     baseline = next((row for row in rows if row.baseline), None)
-    experiment = ""
-    for row in rows:
-        if row.experiment != experiment and not row.baseline:
-            experiment = row.experiment
-            table.add_section()
-            table.add_row(f"[bold]{escape(experiment)}[/]")
+    for row in _under_headings(table, rows):
         table.add_row(
             escape(row.mix),
             "n/a" if row.web_ratio is None else percent(row.web_ratio),
@@ -51,14 +46,20 @@ def micro_anneal_tasks(rows: Sequence[MicroAnneal]) -> Table | None:
     table.add_column("mix")
     for task in tasks:
         table.add_column(escape(task), justify="right")
+    for row in _under_headings(table, rows):
+        table.add_row(escape(row.mix), *(_task_text(task_cell(row, task, baseline)) for task in tasks))
+    return table
+
+
+def _under_headings(table: Table, rows: Sequence[MicroAnneal]) -> Iterator[MicroAnneal]:
+    """The rows, each experiment's after a row with its heading."""
     experiment = ""
     for row in rows:
         if row.experiment != experiment and not row.baseline:
             experiment = row.experiment
             table.add_section()
             table.add_row(f"[bold]{escape(experiment)}[/]")
-        table.add_row(escape(row.mix), *(_task_text(task_cell(row, task, baseline)) for task in tasks))
-    return table
+        yield row
 
 
 def _task_text(found: TaskCell) -> str:

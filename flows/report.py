@@ -15,7 +15,7 @@ from flows.recipe_training import MICRO
 from flows.report_compute import Compute
 from flows.report_mid_training import Node
 from flows.summary import load_summary
-from tasks import annotate, contamination, corpus, evaluate, report_data, rewrite
+from tasks import annotate, contamination, corpus, evaluate, report_data, report_data_training, rewrite
 from tasks.measure import Hits, Measured
 from tasks.readable import compact
 from tasks.report_page import render
@@ -244,7 +244,7 @@ class Gathering(Compute):
         shown = f"{name} ({scorer})" if several else name
         return report_data.Place(shown, kind, told["ngram"], place["documents"], evaluations, place["not_scored"], place["not_looked_at"])
 
-    def _run(self, node: Node) -> report_data.TrainingRun:
+    def _run(self, node: Node) -> report_data_training.TrainingRun:
         metrics = self._metrics(node)
         mix = next((other["name"] for other in self._of("mix") if other["id"] in node["inputs"]), "")
         start = next((other for other in self._of("train") if other["id"] in node["inputs"]), None)
@@ -252,7 +252,7 @@ class Gathering(Compute):
         if start is not None:
             kind = "micro-anneal" if node["name"].startswith(MICRO) else "anneal"
         before = self._books(start).counts["tokens"] if start else 0
-        return report_data.TrainingRun.from_metrics(node["name"], kind, metrics, mix, before)
+        return report_data_training.TrainingRun.from_metrics(node["name"], kind, metrics, mix, before)
 
     def _artifact(self, node: Node) -> report_data.Artifact:
         records = self.records[node["id"]]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from flows.report_mid_training import MidTraining, Node
-from tasks import report_data
+from tasks import report_data_training
 from tasks.report_micro_anneals import AVERAGE
 
 TOKENIZERS = "tokenizers"
@@ -21,11 +21,11 @@ EVALUATIONS = {  # and what most of the checkpoints of each are
 class Compute(MidTraining):
     """Adds up the training runs that checkpoints came of."""
 
-    def compute(self) -> list[report_data.TrainedFor]:
+    def compute(self) -> list[report_data_training.TrainedFor]:
         """Every evaluated checkpoint once, by what its training cost; what came of an older run that is gone stands last."""
         tasks, development = self._tasks_by_checkpoint(), self._development_by_checkpoint()
         nodes = {node["id"]: node for node in self.nodes}
-        found: dict[str, report_data.TrainedFor] = {}
+        found: dict[str, report_data_training.TrainedFor] = {}
         for evaluation, kind in EVALUATIONS.items():
             for evaluated in (node for node in self._of("evaluate") if _labelled(node)[0] == evaluation):
                 label = f" ({_labelled(evaluated)[1]})" if _labelled(evaluated)[1] else ""
@@ -39,7 +39,7 @@ class Compute(MidTraining):
                     found.setdefault(checkpoint, row)
         return sorted(found.values(), key=lambda row: (row.flops is None, row.flops or 0.0))
 
-    def tokenizers(self) -> list[report_data.TokenizerRow]:
+    def tokenizers(self) -> list[report_data_training.TokenizerRow]:
         """The recipe's own tokenizer, then the others; those whose run or mix is gone are left out."""
         return [row for row in self._compared().values() if row is not None]
 
@@ -48,18 +48,18 @@ class Compute(MidTraining):
         gone = ", ".join(name for name, row in self._compared().items() if row is None)
         return f"No comparison with the tokenizers {gone}: their runs or mixes are not in the store any more." if gone else ""
 
-    def _compared(self) -> dict[str, report_data.TokenizerRow | None]:
+    def _compared(self) -> dict[str, report_data_training.TokenizerRow | None]:
         own = self.recipe.tokenizer.kind
         found = {_labelled(node)[1] or own: node for node in self._of("evaluate") if _labelled(node)[0] == TOKENIZERS}
         return {name: self._tokenizer(name, found[name]) for name in sorted(found, key=lambda name: name != own)}
 
-    def _tokenizer(self, name: str, evaluated: Node) -> report_data.TokenizerRow | None:
+    def _tokenizer(self, name: str, evaluated: Node) -> report_data_training.TokenizerRow | None:
         run = next((node for node in self._of("train") if node["id"] == evaluated["inputs"][0]), None)
         cost = self._cost(run) if run else None
         if run is None or cost is None or self.recipe.model is None:
             return None
         header, (tokens, flops, _) = self._header(run), cost
-        return report_data.TokenizerRow(
+        return report_data_training.TokenizerRow(
             name=name,
             vocabulary=header["vocab_size"],
             documents=header["documents"],
@@ -79,13 +79,13 @@ class Compute(MidTraining):
             return "soup"
         return "pretraining" if name == "pretrained" else kind
 
-    def _row(self, name: str, kind: str, node: Node, score: report_data.Score) -> report_data.TrainedFor:
+    def _row(self, name: str, kind: str, node: Node, score: report_data_training.Score) -> report_data_training.TrainedFor:
         runs = self._runs_of(node["id"])
         costs = [self._cost(run) for run in runs.values() if run is not None]
         if None in runs.values() or None in costs:
-            return report_data.TrainedFor(name, kind, None, None, None, score.bits_per_byte)
+            return report_data_training.TrainedFor(name, kind, None, None, None, score.bits_per_byte)
         tokens, flops, kaplan = (sum(column) for column in zip(*(cost for cost in costs if cost is not None), strict=True))
-        return report_data.TrainedFor(name, kind, int(tokens), float(flops), float(kaplan), score.bits_per_byte)
+        return report_data_training.TrainedFor(name, kind, int(tokens), float(flops), float(kaplan), score.bits_per_byte)
 
     def _runs_of(self, checkpoint: str) -> dict[str, Node | None]:
         """The training runs that a checkpoint came of, by id, its own among them; None for one that the store does not hold any more."""

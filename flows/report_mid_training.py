@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flows.recipe import Recipe
 from flows.recipe_training import mix_soup
 from flows.summary import RunSummary
-from tasks import downstream, evaluate, report_data, soup
+from tasks import downstream, evaluate, report_data, report_data_training, soup
 from tasks.olmes.run import SCORES
 from tasks.report_micro_anneals import AVERAGE, by_experiment, gpu_hours, mean_scores
 from tasks.shards import ShardRef, input_files
@@ -49,17 +49,17 @@ class MidTraining:
         users = [run["name"] for run in self._of("train") if node["id"] in run["inputs"]]
         return report_data.Mix(node["name"], rows, users)
 
-    def _evaluation(self, name: str) -> dict[str, dict[str, report_data.Score]]:
+    def _evaluation(self, name: str) -> dict[str, dict[str, report_data_training.Score]]:
         node = next((node for node in self._of("evaluate") if node["name"] == name), None)
         if node is None:
             return {}
         scores = json.loads(self._file(node, evaluate.FILE).read_text())["checkpoints"]
         return {
-            model: {source: report_data.Score(score["bits_per_byte"], score["loss"]) for source, score in by_source.items()}
+            model: {source: report_data_training.Score(score["bits_per_byte"], score["loss"]) for source, score in by_source.items()}
             for model, by_source in scores.items()
         }
 
-    def micro_anneals(self) -> list[report_data.MicroAnneal]:
+    def micro_anneals(self) -> list[report_data_training.MicroAnneal]:
         """The rows of the micro-anneal table: the baseline, then the recipe's order."""
         node = next((node for node in self._of("evaluate") if node["name"] == "micro-anneals"), None)
         if node is None:
@@ -69,7 +69,7 @@ class MidTraining:
         runs = dict(zip(scores, node["inputs"], strict=False))
         on_tasks = self._development_by_checkpoint()
         rows = [
-            report_data.MicroAnneal(name, each, baseline=True, tasks=on_tasks.get(runs[name], {}))
+            report_data_training.MicroAnneal(name, each, baseline=True, tasks=on_tasks.get(runs[name], {}))
             for name, each in scores.items()
             if name == "pretrained"
         ]
@@ -94,9 +94,11 @@ class MidTraining:
                 found[checkpoint] = {AVERAGE: fmean(tasks.values()), **tasks} if len(tasks) > 1 else tasks
         return found
 
-    def _micro_anneal(self, name: str, by_seed: dict[str, dict[str, report_data.Score]], runs: list[str]) -> report_data.MicroAnneal:
+    def _micro_anneal(
+        self, name: str, by_seed: dict[str, dict[str, report_data_training.Score]], runs: list[str]
+    ) -> report_data_training.MicroAnneal:
         trained = {node["id"]: node for node in self._of("train")}
-        row = report_data.MicroAnneal(
+        row = report_data_training.MicroAnneal(
             name, mean_scores(list(by_seed.values())), self.recipe.micro_anneals[name].experiment, by_seed=by_seed
         )
         row.tested = list(self.recipe.micro_anneals[name].sources)
@@ -129,7 +131,7 @@ class MidTraining:
     def _metrics(self, node: Node) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._file(node, "metrics.jsonl").read_text().splitlines()]
 
-    def _checkpoints(self) -> list[report_data.Checkpoint]:
+    def _checkpoints(self) -> list[report_data_training.Checkpoint]:
         roles: dict[str, Literal["pretrained", "ingredient", "soup", "baseline"]] = {
             "pretrained": "pretrained",
             "soup": "soup",
@@ -138,10 +140,11 @@ class MidTraining:
         if self.recipe.anneal is not None:
             roles |= {mix_soup(mix): "soup" for mix in self.recipe.anneal.by_mix()}
         return [
-            report_data.Checkpoint(name, roles.get(name, "ingredient"), scores) for name, scores in self._evaluation("checkpoints").items()
+            report_data_training.Checkpoint(name, roles.get(name, "ingredient"), scores)
+            for name, scores in self._evaluation("checkpoints").items()
         ]
 
-    def learning_rates(self) -> list[report_data.RateRow]:
+    def learning_rates(self) -> list[report_data_training.RateRow]:
         """The rows of the learning-rate study, peak by peak."""
         node = next((node for node in self._of("evaluate") if node["name"] == "learning-rates"), None)
         if node is None or self.recipe.learning_rates is None:
@@ -157,10 +160,12 @@ class MidTraining:
                 mix = next((other["name"] for other in self._of("mix") if other["id"] in nodes[run.name]["inputs"]), "")
                 last = losses[-max(1, len(losses) // 20) :]
                 decayed = tokens[run.name] if run.decay else 0
-                rows.append(report_data.RateRow(run.peak, tokens[before], run.decay or "", decayed, mix, fmean(last), scores[run.name]))
+                rows.append(
+                    report_data_training.RateRow(run.peak, tokens[before], run.decay or "", decayed, mix, fmean(last), scores[run.name])
+                )
         return rows
 
-    def _soups(self) -> list[report_data.SoupRow]:
+    def _soups(self) -> list[report_data_training.SoupRow]:
         """For each mix its best anneal and its soup, then all anneals and the soup of all."""
         scores, config = self._evaluation("checkpoints"), self.recipe.anneal
         if config is None:
@@ -180,32 +185,32 @@ class MidTraining:
                 elif soups[mix] == "soup" and config.soup.kind == "greedy":
                     kept = [tried.ingredients for tried in self._tried_soups() if tried.kept]
                     told = f"greedy soup, {len(kept[-1])} of {len(names)}" if kept else "greedy soup"
-                rows.append(report_data.SoupRow(mix, best, scores[best], told, scores[soups[mix]]))
+                rows.append(report_data_training.SoupRow(mix, best, scores[best], told, scores[soups[mix]]))
         return rows
 
-    def _tried_soups(self) -> list[report_data.TriedSoup]:
+    def _tried_soups(self) -> list[report_data_training.TriedSoup]:
         node = next((node for node in self._of("soup") if node["name"] == "soup"), None)
         if node is None or self.recipe.anneal is None or self.recipe.anneal.soup.kind != "greedy":
             return []
-        return [report_data.TriedSoup(**tried) for tried in json.loads(self._file(node, soup.GREEDY).read_text())["tried"]]
+        return [report_data_training.TriedSoup(**tried) for tried in json.loads(self._file(node, soup.GREEDY).read_text())["tried"]]
 
-    def _tasks_by_checkpoint(self) -> dict[str, list[report_data.TaskScore]]:
+    def _tasks_by_checkpoint(self) -> dict[str, list[report_data_training.TaskScore]]:
         """Scores on tasks by the id of the train or soup artifact; one checkpoint may bear several names."""
         models = {node["id"]: node for node in self._of("model")}
-        found: dict[str, list[report_data.TaskScore]] = {}
+        found: dict[str, list[report_data_training.TaskScore]] = {}
         for node in self._of("downstream"):
             model = next((models[name] for name in node["inputs"] if name in models), None)
             if model is not None:
                 found.setdefault(model["inputs"][0], []).extend(self._task_scores(node))
         return found
 
-    def _task_scores(self, node: Node) -> list[report_data.TaskScore]:
+    def _task_scores(self, node: Node) -> list[report_data_training.TaskScore]:
         found = []
         for key in node["keys"]:
             told = json.loads(input_files(self.store, ShardRef(node["step"], key))[SCORES].read_text())
             forms = {form: ways[told["normalization"] if form == "cf" else "none"]["score"] for form, ways in told.get("forms", {}).items()}
             found.append(
-                report_data.TaskScore(
+                report_data_training.TaskScore(
                     node["name"].removesuffix(downstream.HELD_OUT),
                     told["task"],
                     told["suite"],

@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.report_data import TokenizerRow
+from tasks.report_data_training import TokenizerRow
 from tasks.report_tokenizers import tokenizer_lines
 
 

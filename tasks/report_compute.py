@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.report_charts import Spot, scatter
-from tasks.report_data import TrainedFor
+from tasks.report_data_training import TrainedFor
 
 _MOST_TASKS = 9  # charts; the table has all
 

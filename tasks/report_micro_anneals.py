@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from tasks.report_charts import BarRow, bar_plot
-from tasks.report_data import MicroAnneal, Score, sum_known
+from tasks.report_data_training import MicroAnneal, Score, sum_known
 from tasks.spread import Spread, spread
 
 ALL = "all"  # the name under which scores hold the sum over sources

@@ -17,17 +17,8 @@ from tasks.readable import compact, duration, percent, size
 from tasks.report_charts import DotRow, Line, dot_plot, finite_points, line_chart
 from tasks.report_compute import compute_table
 from tasks.report_contamination import evaluations_table
-from tasks.report_data import (
-    Checkpoint,
-    Example,
-    FileEntry,
-    Mix,
-    ReportData,
-    SourceFlow,
-    SourceScores,
-    Stage,
-    TrainingRun,
-)
+from tasks.report_data import Example, FileEntry, Mix, ReportData, SourceFlow, SourceScores, Stage
+from tasks.report_data_training import Checkpoint, TrainingRun
 from tasks.report_histogram import histogram_chart
 from tasks.report_lineage import lineage
 from tasks.report_micro_anneals import ALL, micro_anneals, score_names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.report_data import TaskScore
+from tasks.report_data_training import TaskScore
 
 _FORMS = {"cf": "cloze", "mcf": "letters"}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tasks.readable import compact
-from tasks.report_data import TokenizerRow
+from tasks.report_data_training import TokenizerRow
 from tasks.report_micro_anneals import AVERAGE, score_names
 
 

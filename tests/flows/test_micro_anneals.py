@@ -22,7 +22,7 @@ from tasks import downstream
 from tasks import launch as launcher
 from tasks.errors import UserError
 from tasks.olmes.definitions import TASKS
-from tasks.report_data import MicroAnneal
+from tasks.report_data_training import MicroAnneal
 from tasks.report_micro_anneals import by_experiment, cell, gpu_hours, micro_anneals, task_cell
 from tasks.report_page import render
 from tasks.score import model_folder

@@ -16,7 +16,6 @@ from tasks.report_data import (
     Annotation,
     Artifact,
     Categories,
-    Checkpoint,
     Classifier,
     Cut,
     EvaluationInside,
@@ -25,20 +24,15 @@ from tasks.report_data import (
     FoundInstance,
     Histogram,
     Loss,
-    MicroAnneal,
     Mix,
     MixRow,
     Place,
     ReportData,
-    Score,
     SourceFlow,
     SourceScores,
     Stage,
-    TaskScore,
-    TokenizerRow,
-    TrainedFor,
-    TrainingRun,
 )
+from tasks.report_data_training import Checkpoint, MicroAnneal, Score, TaskScore, TokenizerRow, TrainedFor, TrainingRun
 from tasks.report_lineage import lineage
 from tasks.report_page import render
 
