@@ -6,7 +6,7 @@ mouse. Colours are the page's CSS classes `c0` to `c7`, so that they follow ligh
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -138,21 +138,31 @@ class DotRow:
     strong: bool = False
 
 
-def dot_plot(title: str, rows: Sequence[DotRow], unit: str, width: int = 1120) -> Markup:
-    """Changes against nought, one row a name: what lies left of the line got smaller."""
-    values = [value for row in rows for _, value, _, _ in row.dots] or [0.0]
-    low, high = _padded(min(*values, 0.0), max(*values, 0.0), 0.06)
-    left, right, top, step = 210, width - 20, 26, 30
-    height = top + step * len(rows) + 8
+_HEAD = 26  # pixels above the rows, for the labels of the lines
+
+
+def _against_nought(
+    values: Sequence[float], left: float, right: float, height: float, count: int, unit: str = ""
+) -> tuple[Callable[[float], float], list[str]]:
+    """Where values lie between left and right, 0 among them, and about `count` vertical lines with their labels above."""
+    low, high = _padded(min([*values, 0.0]), max([*values, 0.0]), 0.06)
 
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
 
     parts = []
-    for value in ticks(low, high, 8):
+    for value in ticks(low, high, count):
         style = "axis" if value == 0 else "grid"
-        parts.append(f'<line class="{style}" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{top - 6}" y2="{height - 8}"/>')
-        parts.append(f'<text class="tick middle" x="{place(value):.1f}" y="{top - 12}">{_signed(value)} {escape(unit)}</text>')
+        parts.append(f'<line class="{style}" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{_HEAD - 6}" y2="{height - 8}"/>')
+        parts.append(f'<text class="tick middle" x="{place(value):.1f}" y="{_HEAD - 12}">{_signed(value)}{unit}</text>')
+    return place, parts
+
+
+def dot_plot(title: str, rows: Sequence[DotRow], unit: str, width: int = 1120) -> Markup:
+    """Changes against nought, one row a name: what lies left of the line got smaller."""
+    left, right, top, step = 210, width - 20, _HEAD, 30
+    height = top + step * len(rows) + 8
+    place, parts = _against_nought([value for row in rows for _, value, _, _ in row.dots], left, right, height, 8, f" {escape(unit)}")
     for number, row in enumerate(rows):
         y = top + step * number + step / 2
         parts.append(f'<text class="label end{" strong" * row.strong}" x="{left - 14}" y="{y + 4}">{escape(_cut(row.name, 26))}</text>')
@@ -176,19 +186,9 @@ class BarRow:
 
 def bar_plot(title: str, rows: Sequence[BarRow], width: int = 560, higher_is_better: bool = False) -> Markup:
     """Changes against nought as bars with intervals, one row a name: what lies left of the line got smaller."""
-    ends = [end for row in rows for end in (row.value, *(row.interval or ()))] or [0.0]
-    low, high = _padded(min(*ends, 0.0), max(*ends, 0.0), 0.06)
-    left, right, top, step = 170, width - 20, 26, 26
+    left, right, top, step = 170, width - 20, _HEAD, 26
     height = top + step * len(rows) + 8
-
-    def place(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    parts = []
-    for value in ticks(low, high, 5):
-        style = "axis" if value == 0 else "grid"
-        parts.append(f'<line class="{style}" x1="{place(value):.1f}" x2="{place(value):.1f}" y1="{top - 6}" y2="{height - 8}"/>')
-        parts.append(f'<text class="tick middle" x="{place(value):.1f}" y="{top - 12}">{_signed(value)}</text>')
+    place, parts = _against_nought([end for row in rows for end in (row.value, *(row.interval or ()))], left, right, height, 5)
     for number, row in enumerate(rows):
         y = top + step * number + step / 2
         start, end = sorted((place(0.0), place(row.value)))
