@@ -229,8 +229,10 @@ class Training(Curation):
         """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""
         pretrain = self._require("pretrain")
         names = dict.fromkeys([pretrain.mix, *(run.mix for run in (self.recipe.anneal.runs() if self.recipe.anneal else []))])
-        for artifact in (*map(self.mix, names), *map(self._micro_mix, self.recipe.micro_anneals)):
-            self._check_size(artifact, self.recipe.micro_anneals.get(artifact.name.removeprefix(MICRO)))
+        for artifact in map(self.mix, names):
+            self._check_size(artifact, None)
+        for name, micro in self.recipe.micro_anneals.items():
+            self._check_size(self._micro_mix(name), micro)
 
     def _check_size(self, made: Artifact, micro: MicroAnneal | None) -> None:
         """UserError where a mix that is made has less than a batch, or than its micro-anneal is to train on."""

@@ -21,6 +21,7 @@ from flows.summary import RunSummary, summary_path
 from tasks import downstream
 from tasks import launch as launcher
 from tasks.errors import UserError
+from tasks.mix_plan import MixSource
 from tasks.olmes.definitions import TASKS
 from tasks.report_data_training import MicroAnneal
 from tasks.report_micro_anneals import by_experiment, cell, gpu_hours, micro_anneals, task_cell
@@ -332,6 +333,18 @@ def test_more_tokens_than_the_mix_has_are_refused_before_training_with_the_repea
         pipeline_of(large).micro_anneals()
     repeat = float(str(error.value).split("maths: ")[1].split(" ")[0])
     assert instances * repeat >= steps * BATCH > instances * (repeat - 0.001)
+
+
+def test_a_mix_of_a_micro_anneals_name_need_not_hold_what_that_trains_on(made, folder):
+    large = Recipe.model_validate(config(folder))
+    large.mixes["maths"] = large.mixes["pre"].model_copy(update={"sources": {"maths": MixSource(repeat=0.3)}})
+    large.micro_anneals["again"] = large.micro_anneals["again"].model_copy(update={"tokens": 10 * BATCH * LENGTH})
+    large.micro_anneals["maths"] = large.micro_anneals["maths"].model_copy(update={"tokens": 10 * BATCH * LENGTH})
+    large.anneal.mix = "maths"
+    pipeline = pipeline_of(large)
+    pipeline.training_mixes()
+    header = json.loads((Path(large.store) / pipeline.made["mix", "maths"].records[0].file("mix.json").path).read_text())
+    assert BATCH <= header["instances"] < 10 * BATCH
 
 
 # -- the shipped recipes -------------------------------------------------------------------------------------------------------------
