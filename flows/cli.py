@@ -1,4 +1,4 @@
-"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`, `figure`.
+"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`, `figure`, `up`, `down`.
 
 An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
 """
@@ -349,6 +349,34 @@ def figure(
     with Terminal(console) as terminal:
         made = make(figure_file, set_, mix, store, into, terminal.line, terminal.progress)
     console.print(f"figure: {made['page']}")
+
+
+Home = Annotated[Path, typer.Option("--home", envvar="OLMOFLOW_HOME", help="The folder of the service's files.")]
+
+
+@app.command()
+def up(
+    home: Home = Path(".olmoflow"),
+    host: Annotated[str, typer.Option("--host", help="Where the server listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="The server's port.")] = 4200,
+    cpu_runs: Annotated[int, typer.Option("--cpu-runs", min=1, help="Runs of flows at once.")] = 2,
+    gpu_jobs: Annotated[int, typer.Option("--gpu-jobs", min=1, help="GPU jobs at once.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Start what a team needs on one machine: server, database, work pools, workers, deployments."""
+    from flows import service
+
+    settings = service.Settings(host, port, cpu_runs, gpu_jobs)
+    told = service.start(home, settings, (lambda line: None) if as_json else console.print)
+    print(json.dumps(told)) if as_json else console.print(f"{told['ui']} is ready; `olmoflow down` stops it")
+
+
+@app.command()
+def down(home: Home = Path(".olmoflow")) -> None:
+    """Stop what `up` has started, and nothing else."""
+    from flows.service import Service
+
+    console.print("stopped" if Service(home, console.print).down() else "nothing to stop")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import Pipeline, make_runner
-from flows.recipe import Recipe
+from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary, summary_path
 from tasks import workers
 from tasks.measure import Hits
@@ -60,6 +60,7 @@ def run_stage(
 ) -> RunSummary:
     """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
     started, clock = datetime.now(UTC), time.monotonic()
+    recipe = in_environment(recipe)
     watch = Watching()
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
     pipeline = Pipeline(recipe, runner, _as_task, _tell, watch)

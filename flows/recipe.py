@@ -17,7 +17,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 
 from flows.declared import Reported
 from flows.recipe_curation import Inventory, SampleCorpus, Scorer, Source, Subset
-from flows.recipe_file import read
+from flows.recipe_file import filled, read
 from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, LearningRates, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
 from flows.section import Section
 from flows.section import at as _at
@@ -322,11 +322,28 @@ def _known(key: str, used: Any, there: dict[str, Any], section: str) -> None:
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     """A recipe from its YAML file and those that it `extends`, `--set a.b=c` applied and ${VAR} or ${VAR:-default} filled in. Raises RecipeError with one sentence."""
-    raw = read(path, overrides or [])
+    return _checked(path, read(path, overrides or []))
+
+
+def load_form(path: Path) -> dict[str, Any]:
+    """The keys of a recipe's file as a form starts with them: those of what it `extends` too, but no ${VAR} filled in. Raises RecipeError."""
+    raw = read(path, [], fill=False)
+    _checked(path, raw)
+    return raw
+
+
+def _checked(path: Path, raw: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(f"{path}: {explain(error)}") from error
+
+
+def in_environment(recipe: Recipe) -> Recipe:
+    """A recipe with its ${VAR} filled in here, where it runs; a form and its server hold none of their values. Raises RecipeError."""
+    raw = recipe.model_dump(mode="json", exclude_unset=True)
+    here = filled(raw, f"the recipe {recipe.name}")
+    return recipe if here == raw else Recipe.model_validate(here)
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:

@@ -28,11 +28,11 @@ class UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(path: Path, overrides: list[str]) -> dict[str, Any]:
+def read(path: Path, overrides: list[str], fill: bool = True) -> dict[str, Any]:
     """The keys of a recipe's file, laid over those of the file that its `extends` names (relative to it), and so on.
 
     Mappings are merged key by key; anything else (a list, a number, null) takes the place of what the other file has. Then each override
-    `a.b=c` is applied, and ${VAR} or ${VAR:-default} filled in.
+    `a.b=c` is applied, and ${VAR} or ${VAR:-default} filled in unless `fill` is false.
 
     Raises:
         RecipeError: a file is not there, cannot be read, is no mapping, or extends itself; an override fits nothing; a variable is not set.
@@ -40,8 +40,7 @@ def read(path: Path, overrides: list[str]) -> dict[str, Any]:
     raw = _read(path, [])
     for override in overrides:
         _override(raw, override)
-    filled: dict[str, Any] = _filled(raw, str(path))
-    return filled
+    return filled(raw, str(path)) if fill else raw
 
 
 def _read(path: Path, extended_by: list[Path]) -> dict[str, Any]:
@@ -117,12 +116,12 @@ def _step_into(place: Any, part: str, text: str) -> Any:
     raise RecipeError(f"--set {text}: the recipe has nothing under {part} to set a key in")
 
 
-def _filled(value: Any, path: str) -> Any:
-    """Environment variables filled in, in every string of a recipe."""
+def filled(value: Any, path: str) -> Any:
+    """Environment variables filled in, in every string of a recipe. path: whose they are, for the error where one is not set."""
     if isinstance(value, dict):
-        return {key: _filled(item, path) for key, item in value.items()}
+        return {key: filled(item, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, path) for item in value]
+        return [filled(item, path) for item in value]
     if not isinstance(value, str):
         return value
 

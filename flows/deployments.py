@@ -1,0 +1,47 @@
+"""Work pools and deployments of the server that PREFECT_API_URL names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import load_form
+from tasks.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def recipe(path: str) -> dict[str, Any]:
+    """A build step of `prefect.yaml`: a recipe's keys as the values that a form starts with, `${VAR}` left for the worker to fill in."""
+    return {"form": load_form(ROOT / path)}
+
+
+def make_pools(limits: Mapping[str, int]) -> None:
+    """Work pools of processes, each with how many runs it has at once; those that are there get the limit."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        for name, limit in limits.items():
+            try:
+                client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=limit))
+            except ObjectAlreadyExists:
+                client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+
+
+def deploy(api: str) -> list[str]:
+    """Make all deployments of `prefect.yaml`, or bring them up to date. Returns their names."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the deployments of prefect.yaml could not be made: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    import yaml
+
+    return [each["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
