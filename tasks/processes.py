@@ -65,7 +65,12 @@ def run_leashed(command: list[str]) -> int:
     """Run a command to its end, or to that of standard input; its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets the terminal's own
     here = os.getpid()
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with_parent(here))
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is ignored here would be there too, and a Prefect worker ends by it
+        die_with_parent(here)
+
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
 
     def watch() -> None:
