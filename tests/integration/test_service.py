@@ -1,0 +1,141 @@
+"""The service that `olmoflow up` starts: a real Prefect server, its database, its workers, and runs submitted to it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+MARK = "OLMOFLOW_TEST_MARK"
+PATIENCE_SECONDS = 300  # a bound on waiting for a condition, not a measurement
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what: str):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.2)  # between looks
+    return found
+
+
+class Service:
+    def __init__(self, folder: Path) -> None:
+        self.home, self.port = folder / "home", free_port()
+        self.environment = {**os.environ, MARK: str(folder), "OLMOFLOW_HOME": str(self.home)}
+        self.environment.pop("PREFECT_API_URL", None)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], env=self.environment, capture_output=True, text=True)
+
+    def up(self) -> dict:
+        done = self.run("up", "--port", str(self.port), "--json")
+        assert done.returncode == 0, done.stderr + done.stdout
+        return json.loads(done.stdout)
+
+    def ask(self, method: str, path: str, **options):
+        answer = httpx.request(method, f"http://127.0.0.1:{self.port}/api{path}", timeout=30, **options)
+        answer.raise_for_status()
+        return answer.json()
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of all processes of the service, by process id."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and f"{MARK}={self.environment[MARK]}\0".encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def submit(self, deployment: str, recipe: dict) -> str:
+        there = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
+        made = self.ask("POST", f"/deployments/{there['id']}/create_flow_run", json={"parameters": {"recipe": recipe}})
+        return made["id"]
+
+    def end_of(self, run: str) -> dict:
+        return wait_for(lambda: (state := self.ask("GET", f"/flow_runs/{run}")) and state["end_time"] and state, "the run's end")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    service = Service(tmp_path_factory.mktemp("service"))
+    try:
+        service.told = service.up()
+        yield service
+    finally:
+        service.run("down")
+        for pid in service.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_every_deployment_s_form_is_the_recipe_with_its_values(service):
+    assert {"end-to-end", "curate", "tokenize", "mix", "pretrain", "micro-anneal", "anneal", "soup", "evaluate"} <= set(
+        service.told["deployments"]
+    )
+    for name in service.told["deployments"]:
+        there = service.ask("GET", f"/deployments/name/{name}/{name}")
+        assert there["parameters"]["recipe"]["name"] == "demo"
+        assert there["parameters"]["recipe"]["store"] == "${OLMOFLOW_STORE:-store}"  # the worker's, not the server's
+        recipe = there["parameter_openapi_schema"]["definitions"]["Recipe"]
+        assert recipe["properties"]["sources"]["description"]
+
+
+def test_a_submitted_run_does_the_work_of_the_command(service, lab):
+    lab.config["store"] = f"${{NO_SUCH_VARIABLE:-{lab.store}}}"
+    state = service.end_of(service.submit("curate", lab.config))
+    assert state["state_type"] == "COMPLETED", state["state"]["message"]
+    assert state["name"] == "curate small"
+    assert {record.name for record in lab.records("select")} == {"web", "maths"}
+
+
+def test_what_is_killed_comes_back_and_no_run_is_lost(service, lab):
+    for name in ("postgres", "prefect server", "worker start --pool cpu"):
+        before = {pid for pid, command in service.processes().items() if name in command}
+        assert before or name == "postgres"
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda before=before: not before & set(service.processes()), f"the end of {name}")
+    run = wait_for(lambda: submitted(service, lab), "the server")
+    assert service.end_of(run)["state_type"] == "COMPLETED"
+
+
+def submitted(service, lab):
+    try:
+        return service.submit("curate", lab.config)
+    except httpx.HTTPError:
+        return None
+
+
+def test_up_twice_is_the_same_service_and_another_port_a_sentence(service):
+    assert service.up()["ui"] == service.told["ui"]
+    done = service.run("up", "--port", str(free_port()))
+    assert done.returncode == 1 and "`olmoflow down` first" in done.stderr
+
+
+def test_a_port_that_is_taken_is_a_sentence(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        other = Service(tmp_path)
+        done = other.run("up", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1 and "give another --port" in done.stderr
+    assert not other.home.exists()
+
+
+def test_down_leaves_nothing_behind(service):
+    assert "stopped" in service.run("down").stdout
+    assert not service.processes()
+    assert "nothing to stop" in service.run("down").stdout
