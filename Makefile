@@ -1,4 +1,4 @@
-# `make demo` and `make test` work as the first command in a fresh clone: they make .venv and install what they need.
+# `make demo`, `make up` and `make test` work as the first command in a fresh clone: they make .venv and install what they need.
 
 # The first Python of a version that all dependencies have wheels for.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
@@ -6,10 +6,16 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test soak bench lint format clean
+.PHONY: demo up down test soak bench lint format clean
 
 demo: .venv/.installed
 	$(BIN)/olmoflow run end-to-end deployments/recipes/demo.yaml
+
+up: .venv/.installed
+	$(BIN)/olmoflow up $(UP_ARGS)
+
+down:
+	$(BIN)/olmoflow down
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not soak" --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
