@@ -41,7 +41,10 @@ FLOWS = (
     "evaluate",
     "learning-rates",
     "compare-tokenizers",
+    "recurate-stackexchange",
+    "poll-stackexchange",
 )
+DUMP_FLOWS = ("recurate-stackexchange", "poll-stackexchange")
 STAGES = {
     "mix": "mix_all",
     "tokenize": "tokenize_all",
@@ -51,6 +54,8 @@ STAGES = {
     "evaluate": "evaluate_all",
     "learning-rates": "learning_rates_all",
     "compare-tokenizers": "tokenizers_all",
+    "recurate-stackexchange": "recurated",
+    "poll-stackexchange": "recurated",
 }
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
@@ -162,9 +167,12 @@ def run(
     recipe = load(recipe_file, set_)
     if not as_json:
         console.print(f"{flow} {recipe.name}: starting Prefect ...")
-    module = flow.replace("-", "_")
+    module, options = flow.replace("-", "_"), {"held_out": True} if held_out else {}
     with _listening(as_json):
-        summary = getattr(importlib.import_module(f"flows.{module}"), module)(recipe, **({"held_out": True} if held_out else {}))
+        work = getattr(importlib.import_module(f"flows.{module}"), module)
+        if flow in DUMP_FLOWS:
+            return _run_dump_flow(work, recipe, as_json)
+        summary = work(recipe, **options)
     report_path = _report(recipe) if flow == "end-to-end" else None
     rows = _gathered(recipe, summary).micro_anneals() if flow in ("end-to-end", "micro-anneal") else []
     tokenizers = _gathered(recipe, summary).tokenizers() if flow == "compare-tokenizers" else []
@@ -187,6 +195,19 @@ def run(
     console.print(_counters(summary))
     if report_path:
         console.print(f"report: {report_path}")
+
+
+def _run_dump_flow(work: Any, recipe: Any, as_json: bool) -> None:
+    """A flow that may find nothing to do; its lines have said all."""
+    state = work(recipe, return_state=True)
+    summary = state.result()
+    if as_json:
+        from flows.recuration import as_json as last_dump
+
+        told = asdict(summary) if summary else {"skipped": state.message}
+        print(json.dumps({**told, "dump": last_dump(recipe)}))
+    elif summary:
+        console.print(_counters(summary))
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def run_stage(
     recipe = in_environment(recipe)
     watch = Watching()
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
-    pipeline = Pipeline(recipe, runner, _as_task, _tell, watch)
+    pipeline = Pipeline(recipe, runner, _as_task, tell, watch)
     try:
         pipeline.corpus()
         stage(pipeline)
@@ -115,7 +115,8 @@ def _as_task(name: str, function: Callable[[], Any]) -> Any:
     return named(work)()
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """A line for Prefect's log and for the listeners; within a flow."""
     get_run_logger().info(line)
     for listener in listeners:
         listener(line)
@@ -149,7 +150,7 @@ class Watching:
 
 
 def _tell_artifact(artifact: Artifact) -> None:
-    _tell(line_of(artifact))
+    tell(line_of(artifact))
 
 
 def line_of(artifact: Artifact) -> str:

@@ -117,6 +117,13 @@ class Pipeline(Training):
         """The soup, and its model in Hugging Face's form."""
         return self.model("soup", self.soup())
 
+    def recurated(self) -> None:
+        """Curation and mixes, and what the next Stack Exchange dump is compared by."""
+        self.curate()
+        self.mix_all()
+        for source in self.recipe.dump_sources():
+            self.signatures(source)
+
     def end_to_end(self) -> None:
         """Everything that the recipe asks for."""
         self.curate()

@@ -27,6 +27,7 @@ from tasks import (
     train_scorer,
     train_tokenizer,
 )
+from tasks.dump_files import done_files
 from tasks.errors import UserError
 from tasks.filters import Filter
 from tasks.progress import ignore
@@ -77,7 +78,11 @@ class Curation:
         if self.recipe.sources[source].rewrite is not None:
             return []
         if source not in self.listed:
-            self.listed[source], self.copies[source] = raw_files.find_source(self.store, f"sources.{source}", self.recipe.sources[source])
+            config, dumps, key = self.recipe.sources[source], self.recipe.stackexchange_dumps, f"sources.{source}"
+            if dumps is not None and config.reads_dump:
+                self.listed[source], self.copies[source] = done_files(self.store, self.recipe.name, dumps.path, key, config)
+            else:
+                self.listed[source], self.copies[source] = raw_files.find_source(self.store, key, config)
         return self.listed[source]
 
     def documents(self, source: str) -> Artifact:
@@ -118,13 +123,7 @@ class Curation:
         config = self.recipe.sources[source].deduplicate
         if config is None:
             return []
-        documents = self.documents(source)
-
-        def sign() -> Artifact:
-            tasks = _weighed([signatures.task(source, config, ref) for ref in documents.refs], documents)
-            return self.runner.run(signatures.STEP, source, tasks, inputs=[documents])
-
-        signed = self._once("signatures", source, sign)
+        documents, signed = self.documents(source), self.signatures(source)
 
         def cluster() -> Artifact:
             return self.runner.run(clusters.STEP, source, [clusters.task(source, config, signed.refs)], inputs=[signed])
@@ -136,6 +135,16 @@ class Curation:
             return self.runner.run(duplicates.STEP, source, tasks, inputs=[found])
 
         return [self._once("duplicates", source, tell)]
+
+    def signatures(self, source: str) -> Artifact:
+        """What tells equal documents of a source: hashes of their texts, and nearly equal ones where it asks for that."""
+        documents, config = self.documents(source), self.recipe.sources[source].deduplicate or signatures.Deduplicate()
+
+        def sign() -> Artifact:
+            tasks = _weighed([signatures.task(source, config, ref) for ref in documents.refs], documents)
+            return self.runner.run(signatures.STEP, source, tasks, inputs=[documents])
+
+        return self._once("signatures", source, sign)
 
     def scorer_model(self, name: str) -> list[Input]:
         """The model of a scorer as inputs of its shards: trained here, or given as files."""

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from flows.declared import Reported
-from flows.recipe_curation import Inventory, SampleCorpus, Scorer, Source, Subset
+from flows.recipe_curation import Inventory, SampleCorpus, Scorer, Source, StackExchangeDumps, Subset
 from flows.recipe_file import filled, read
 from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, LearningRates, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
 from flows.section import Section
 from flows.section import at as _at
 from tasks.annotate import Annotation
+from tasks.dumps import PLACEHOLDER
 from tasks.engine import LocalConfig
 from tasks.engine_ray import RayConfig
 from tasks.errors import RecipeError
@@ -109,6 +110,12 @@ class Recipe(Section):
         json_schema_extra=_at(20),
     )
 
+    stackexchange_dumps: StackExchangeDumps | None = Field(
+        default=None,
+        description="Where new Stack Exchange dumps appear: the flows `poll-stackexchange` and `recurate-stackexchange`.",
+        json_schema_extra=_at(21),
+    )
+
     def selections(self) -> dict[str, Source | Subset]:
         """All that a mix may name: the sources, each followed by its subsets."""
         found: dict[str, Source | Subset] = {}
@@ -138,6 +145,7 @@ class Recipe(Section):
         for source, config in self.sources.items():
             _known(f"sources.{source}.scores", config.scores, self.scorers, "scorers")
         self._annotations_fit()
+        self._dumps_fit()
         self._sources_can_be_made(selections)
         for name, mix in self.mixes.items():
             _known(f"mixes.{name}.sources", mix.sources, selections, "sources")
@@ -225,6 +233,23 @@ class Recipe(Section):
             raise ValueError(
                 f"sources.{next(iter(names))} is made of itself by way of {', '.join(names)}: rewrite another source"
             ) from error
+
+    def _dumps_fit(self) -> None:
+        for name, source in self.sources.items():
+            if any(PLACEHOLDER in path for path in source.paths) and source.format != "stackexchange":
+                raise ValueError(f"sources.{name}: only the format stackexchange reads {PLACEHOLDER}, not {source.format}")
+            for path in source.paths:
+                if PLACEHOLDER in path and not re.fullmatch(re.escape(PLACEHOLDER) + r"(/[^{}]*)?", path):
+                    raise ValueError(f"sources.{name}: {PLACEHOLDER} is the whole folder of a dump: write {PLACEHOLDER}/*.7z, not {path}")
+        reading = self.dump_sources()
+        if reading and self.stackexchange_dumps is None:
+            raise ValueError(f"sources.{next(iter(reading))} reads {PLACEHOLDER}: say where dumps appear, in stackexchange_dumps.path")
+        if self.stackexchange_dumps is not None and not reading:
+            raise ValueError(f"stackexchange_dumps: no source reads a dump; give one the paths [{PLACEHOLDER!r}]")
+
+    def dump_sources(self) -> dict[str, Source]:
+        """The sources that read the newest Stack Exchange dump."""
+        return {name: source for name, source in self.sources.items() if source.reads_dump}
 
     def _annotations_fit(self) -> None:
         for name, asked in self.annotations.items():

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from flows.declared import Declared
 from flows.section import Section
 from flows.section import at as _at
+from tasks.dumps import PLACEHOLDER
 from tasks.filters import Filter
 from tasks.rewrite import Rewrite
 from tasks.scorers import ScorerConfig
@@ -86,8 +87,33 @@ class Source(SourceConfig):
             raise ValueError(f"set mask_personal_data on {self.rewrite.source}, so that the model is not told what it should not repeat")
         return self
 
+    @property
+    def reads_dump(self) -> bool:
+        """Whether a path begins with the placeholder of the newest dump."""
+        return any(path.startswith(PLACEHOLDER) for path in self.paths)
+
     def reader(self) -> SourceConfig:
         return SourceConfig.model_validate({name: getattr(self, name) for name in SourceConfig.model_fields})
+
+
+class StackExchangeDumps(Section):
+    """Where dumps of Stack Exchange appear. Sources read them whose paths begin with `{dump}`, the folder of the newest that is done."""
+
+    path: str = Field(
+        description="Folder, s3:// prefix or web index in which a folder with a date in its name appears for each dump; the last part may be a glob (/dumps/stackexchange_*).",
+        json_schema_extra=_at(0),
+    )
+    settle_minutes: float = Field(
+        default=15.0,
+        ge=0,
+        description="A dump without a file _SUCCESS or a list of checksums is whole when its files have not changed for so long.",
+        json_schema_extra=_at(1),
+    )
+    closed_sites: list[str] = Field(
+        default=[],
+        description="Sites (names or globs) that the next dump may lack; one that lacks another, and does not say that it is whole, is not taken.",
+        json_schema_extra=_at(2),
+    )
 
 
 class LeftOut(Section):

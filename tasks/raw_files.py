@@ -54,7 +54,7 @@ def find(
         for name, info in infos.items():
             url = storage.fs.unstrip_protocol(name)
             if url not in found:
-                found[url] = _describe(store, storage, name, info, base)
+                found[url] = describe(store, storage, name, info, base)
     unique: dict[str, RawFile] = {}
     copies = []
     for raw in sorted(found.values(), key=lambda raw: (raw.name, raw.url)):
@@ -106,11 +106,14 @@ def _base(storage: Storage) -> str:
     return str(storage.fs.unstrip_protocol(folder.rstrip("/")))
 
 
-def _describe(store: Store, storage: Storage, path: str, info: dict[str, Any], base: str) -> RawFile:
+def describe(store: Store, storage: Storage, path: str, info: dict[str, Any], base: str) -> RawFile:
+    """A file that a storage tells of as `info`: its content by its ETag, else by reading it. base: the URL that its name is relative to."""
     url = str(storage.fs.unstrip_protocol(path))
     name = url.removeprefix(base).lstrip("/") or _file_name(url)
     if info.get("size") is None:  # a listing may tell less than a question about one file
         info = storage.info(path)
+    if info.get("size") is None:
+        raise UserError(f"{shown(url)}: its server does not say how large it is; copy it to a place that does")
     size = int(info["size"])
     tag = info.get("ETag") or info.get("etag") or info.get("blob_id")  # the last is the Hugging Face hub's: git's hash of the content
     if tag:

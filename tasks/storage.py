@@ -150,9 +150,12 @@ def shown(url: str) -> str:
     return public(url).removeprefix("file://")
 
 
+_VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created")
+
+
 def stamp(info: dict[str, Any]) -> str:
     """What a storage says of a file's version, from its `info`: an ETag, or the time of its last change. Empty where it says nothing."""
-    version = (info.get(name) for name in ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created"))
+    version = (info.get(name) for name in _VERSIONS)
     return next((str(value) for value in version if value), "")
 
 

@@ -9,6 +9,7 @@ Layout below the store's URL (a folder or any fsspec URL):
     families/STEP/FAMILY/KEY         siblings: shards that differ only in which rows they computed (see tasks.score)
     held-out/TIME-....json           that somebody looked at the held-out tasks (see tasks.downstream)
     answers/XX/HASH.json             a language model's answer to a request, by the request's hash (see tasks.asking)
+    dumps/RECIPE/...                 Stack Exchange dumps that were looked at and that are done (see tasks.dump_record)
     runs/RECIPE.json                 what the newest run of a recipe used and made
     cache/raw/...                    content hashes of raw files by path, size and modification time
 
