@@ -210,6 +210,9 @@ class _RemoteFile(io.RawIOBase):
             data: bytes = self._stream.read(wanted)
             if not data:
                 raise OSError(f"no byte came after byte {self._at} of {self._size}")
+        except ValueError as error:  # fsspec's HTTP, of a server that knows no ranges
+            self._drop()
+            raise StorageError(f"{shown(self._url)}: its server serves no parts of files; copy it to a place that does") from error
         except Exception:
             self._broken = True
             self._drop()

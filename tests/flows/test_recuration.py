@@ -178,7 +178,7 @@ def test_a_list_of_checksums_tells_what_is_still_to_come_and_what_is_damaged(for
 
 def test_a_list_of_archive_org_is_compared_but_does_not_say_that_all_is_there(forum):
     folder = write(forum, "stackexchange_20260630", {"a": A, "b": B}, marker=False)
-    files = [path for path in sorted(folder.iterdir())]
+    files = sorted(folder.iterdir())
     entries = [
         f'<file name="{path.name}" source="original"><size>{path.stat().st_size}</size><sha1>{hashlib.sha1(path.read_bytes()).hexdigest()}</sha1></file>'
         for path in files
