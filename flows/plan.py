@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from flows import tables
+from flows import recuration, tables
 from flows.declared import Sizes
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
@@ -33,6 +33,8 @@ def make_plan(recipe: Recipe, stage: str, price: float) -> dict[str, Any]:
     """
     pipeline = Pipeline(recipe, make_runner(recipe, plan_only=True))
     pipeline.corpus()
+    if stage == "recurated":
+        recuration.preview(pipeline)
     unlisted = _unlisted(pipeline)
     if unlisted:
         _plan_listed(pipeline, unlisted, stage)

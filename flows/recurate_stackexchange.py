@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
+from pydantic import Field
 
 from flows import recuration
 from flows.face import run_stage, tell
@@ -15,9 +17,13 @@ from flows.recipe import Recipe
 from flows.summary import RunSummary
 from tasks.dump_record import Done
 
+Name = Annotated[
+    str | None, Field(description="The folder's name of a dump, done or not; the newest that is whole and not done where left empty.")
+]
+
 
 @flow(name="recurate-stackexchange", flow_run_name="recurate-stackexchange {recipe.name}", persist_result=False)
-def recurate_stackexchange(recipe: Recipe, dump: str | None = None) -> RunSummary | State:
+def recurate_stackexchange(recipe: Recipe, dump: Name = None) -> RunSummary | State:
     """The newest Stack Exchange dump that is whole and not done (or the one of a name) curated, the mixes built again, and what it changed.
 
     `Skipped`, with the reason, where there is none.

@@ -13,14 +13,14 @@ from flows.pipeline import Pipeline
 from flows.recipe import Recipe
 from flows.recipe_curation import StackExchangeDumps
 from tasks.dump_changes import Change, change
-from tasks.dump_checksums import verify
+from tasks.dump_checksums import checksums, verify
 from tasks.dump_files import joined, raw_of
 from tasks.dump_record import Done, DoneFile, DoneSource, last_done, write_done
 from tasks.dump_search import Found, Search
-from tasks.dumps import Dump, look, state_of
+from tasks.dumps import Dump, is_web, look, places, state_of
 from tasks.errors import UserError
 from tasks.sources.stackexchange import site_of
-from tasks.storage import public
+from tasks.storage import Storage, public
 from tasks.store import Store
 
 Tell = Callable[[str], None]
@@ -47,6 +47,22 @@ def take(pipeline: Pipeline, found: Found) -> None:
         raw = raw_of(pipeline.store, files, found.sums)
         pipeline.call(f"verify {source}", functools.partial(verify, pipeline.store, raw, found.sums, pipeline.tell))
         config = pipeline.recipe.sources[source]
+        pipeline.listed[source], pipeline.copies[source] = joined(pipeline.store, f"sources.{source}", config, raw.values())
+
+
+def preview(pipeline: Pipeline) -> None:
+    """Let a plan read the newest dump that is there, whole or not; of its files only what tells their content is read."""
+    recipe = pipeline.recipe
+    there = places(dumps_of(recipe).path)
+    if not there:
+        raise UserError(f"there is no dump at {public(dumps_of(recipe).path)} yet, so there is nothing to plan")
+    dump = look(there[-1])
+    sums, _ = checksums(dump)
+    for source, config in recipe.dump_sources().items():
+        files = dump.wanted(config.reader())
+        if is_web(Storage(dump.place.url)) and not all(file.name in sums for file in files):
+            raise UserError(f"{public(dump.place.url)} has no checksums: which sites changed is only known when they are read, so run it")
+        raw = raw_of(pipeline.store, files, sums)
         pipeline.listed[source], pipeline.copies[source] = joined(pipeline.store, f"sources.{source}", config, raw.values())
 
 

@@ -13,6 +13,7 @@ from in_process import InProcess
 
 from flows import recuration
 from flows.pipeline import Pipeline
+from flows.plan import make_plan
 from flows.recipe import Recipe
 from tasks.dump_record import last_done
 from tasks.errors import UserError
@@ -276,6 +277,15 @@ def test_a_path_that_is_updated_in_place_is_a_dump_each_time_that_a_file_changes
     os.utime(forum.dumps / "a.stackexchange.com.7z")  # touched, but the same
     done = forum.recurate()
     assert counts(done) == {"a": (0, 0, 0, 12), "b": (0, 0, 1, 7)} and done.shards_made["ingest"] == 1
+
+
+def test_a_plan_tells_what_the_newest_dump_would_make_and_writes_nothing_down(forum):
+    write(forum, "2026-06-30", {"a": A, "b": B})
+    forum.recurate()
+    write(forum, "2026-09-30", {"a": A, "b": B | {9: "new"}}, marker=False)
+    steps = {(row["step"], row["name"]): (row["reused"], row["to_run"]) for row in make_plan(forum.recipe, "recurated", 0.0)["steps"]}
+    assert steps["ingest", "forum"] == steps["signatures", "forum"] == (1, 1) and steps["mix", "mid"] == (0, 1)
+    assert forum.store.names("dumps/forum") == ["done"] and len(forum.store.names("dumps/forum/done")) == 1
 
 
 def test_documents_that_were_removed_from_the_store_are_said_to_be_unknown(forum):
