@@ -116,8 +116,7 @@ def places(path: str) -> list[Place]:
 
     Raises UserError where nothing is there.
     """
-    base = base_of(path)
-    names = path.rstrip("/").removeprefix(base).lstrip("/") or "*"
+    base, names = base_of(path), _parted(path)[1]
     try:
         entries = list(_entries(Storage(base), base))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -134,9 +133,15 @@ def places(path: str) -> list[Place]:
 
 
 def base_of(path: str) -> str:
-    """The folder that dumps appear in: the path, without a last part that has wildcards."""
-    base = path.rstrip("/")
-    return base.rpartition("/")[0] if any(sign in base.rsplit("/", 1)[-1] for sign in "*?[") else base
+    """The URL of the folder that dumps appear in: the path, without a last part that has wildcards."""
+    storage = Storage(_parted(path)[0])
+    return str(storage.fs.unstrip_protocol(storage.path)).rstrip("/")
+
+
+def _parted(path: str) -> tuple[str, str]:
+    """The folder that dumps appear in, and the glob of their names."""
+    folder, _, last = path.rstrip("/").rpartition("/")
+    return (folder, last) if any(sign in last for sign in "*?[") else (path.rstrip("/"), "*")
 
 
 def place_named(path: str, name: str) -> Place:
