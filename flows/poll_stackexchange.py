@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from flows import recuration
 from flows.face import tell
-from flows.recipe import Recipe
+from flows.recipe import Recipe, in_environment
 from flows.recurate_stackexchange import recurate_stackexchange
 from flows.summary import RunSummary
 
@@ -29,7 +29,7 @@ def poll_stackexchange(recipe: Recipe) -> RunSummary | State:
     Run by a worker it starts a run of that deployment and does not wait for it; else it does the work itself. A run that fails is tried again
     by the next poll, for its dump is not done.
     """
-    found = recuration.find(recipe, None, tell)
+    found = recuration.find(in_environment(recipe), None, tell)
     if found.dump is None:
         return _skipped(found.why)
     name = found.dump.place.name

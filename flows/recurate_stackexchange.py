@@ -13,7 +13,7 @@ from pydantic import Field
 
 from flows import recuration
 from flows.face import run_stage, tell
-from flows.recipe import Recipe
+from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary
 from tasks.dump_record import Done
 
@@ -28,7 +28,7 @@ def recurate_stackexchange(recipe: Recipe, dump: Name = None) -> RunSummary | St
 
     `Skipped`, with the reason, where there is none.
     """
-    found = recuration.find(recipe, dump, tell)
+    found = recuration.find(in_environment(recipe), dump, tell)
     if found.dump is None:
         tell(f"skipped: {found.why}")
         return Completed(name="Skipped", message=found.why)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dumps import recipe, write_dump
 
 MARK = "OLMOFLOW_TEST_MARK"
 PATIENCE_SECONDS = 300  # a bound on waiting for a condition, not a measurement
@@ -87,7 +88,7 @@ def test_every_deployment_s_form_is_the_recipe_with_its_values(service):
     )
     for name in service.told["deployments"]:
         there = service.ask("GET", f"/deployments/name/{name}/{name}")
-        assert there["parameters"]["recipe"]["name"] == "demo"
+        assert there["parameters"]["recipe"]["name"] == ("sample-dumps" if name.endswith("-stackexchange") else "demo")
         assert there["parameters"]["recipe"]["store"] == "${OLMOFLOW_STORE:-store}"  # the worker's, not the server's
         recipe = there["parameter_openapi_schema"]["definitions"]["Recipe"]
         assert recipe["properties"]["sources"]["description"]
@@ -99,6 +100,27 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
     assert state["state_type"] == "COMPLETED", state["state"]["message"]
     assert state["name"] == "curate small"
     assert {record.name for record in lab.records("select")} == {"web", "maths"}
+
+
+def test_the_weekly_poll_has_its_next_runs_and_starts_the_curation_of_a_new_dump(service, tmp_path):
+    poll = service.ask("GET", "/deployments/name/poll-stackexchange/poll-stackexchange")
+    assert [(each["slug"], each["schedule"]["cron"]) for each in poll["schedules"]] == [("weekly", "0 3 * * 1")]
+    scheduled = {"deployments": {"id": {"any_": [poll["id"]]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    times = wait_for(lambda: [run["expected_start_time"] for run in service.ask("POST", "/flow_runs/filter", json=scheduled)], "next runs")
+    assert all("T03:00:00" in time for time in times)
+
+    (tmp_path / "words.jsonl").write_text('{"text": "why answer of a and b"}\n')
+    write_dump(tmp_path / "dumps" / "2026-06-30", {"a.stackexchange.com": {1: "one", 2: "two"}})
+    forum = recipe(tmp_path, f"${{NO_SUCH_VARIABLE:-{tmp_path / 'dumps'}}}")
+    state = service.end_of(service.submit("poll-stackexchange", forum))
+    assert state["state_type"] == "COMPLETED" and "new dump 2026-06-30: started the run" in state["state"]["message"]
+
+    def ended():
+        runs = service.ask("POST", "/flow_runs/filter", json={"flows": {"name": {"any_": ["recurate-stackexchange"]}}})
+        return [run["state_type"] for run in runs if run["end_time"]]
+
+    assert wait_for(ended, "the re-curation") == ["COMPLETED"]
+    assert (tmp_path / "store/dumps/forum/done/000001.json").exists()
 
 
 def test_what_is_killed_comes_back_and_no_run_is_lost(service, lab):
