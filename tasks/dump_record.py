@@ -77,9 +77,9 @@ class Done:
     def order(self) -> tuple[str, str]:
         return self.date, self.dump
 
-    def sites_of_dump(self, source: str) -> set[str]:
-        """The sites that a source read of the dump itself."""
-        return {file.site for file in self.sources[source].files if file.place} if source in self.sources else set()
+    def of_dump(self, source: str) -> list[DoneFile]:
+        """The files that a source read of the dump itself."""
+        return [file for file in self.sources[source].files if file.place] if source in self.sources else []
 
     @staticmethod
     def from_json(text: str) -> Done:

@@ -110,7 +110,7 @@ class Search:
         state = state_of(file for wanted in files.values() for file in wanted)
         closed: set[str] = set()
         for name, config in self.sources.items():
-            had = before.sites_of_dump(name) if before else set()
+            had = {file.site for file in (before.of_dump(name) if before else ()) if would_match(file.name, config)}
             closed |= had - {site(file, config) for file in files[name]}
         return Found("", dump, files, {}, state, sorted(closed), before)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -181,7 +182,7 @@ def _entries(storage: Storage, url: str) -> Iterator[tuple[str, str, bool]]:
         return
     for info in storage.ls(storage.path, detail=True):
         name = str(info["name"]).rstrip("/").rsplit("/", 1)[-1]
-        yield name, f"{url}/{name}", info["type"] == "directory"
+        yield name, f"{url}/{name}", info["type"] == "directory" or (storage.is_local and Path(info["name"]).is_dir())  # a link to one
 
 
 # -- a web server's index, whose links are its files --------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_where_nothing_is_new_nothing_is_done(forum):
     found = forum.find()
     assert found.dump is None and found.why == "nothing is newer than 2026-06-30, which is done"
     write(forum, "2026-03-31", {"a": B})
+    (forum.dumps / "notes-2026-10-01.txt").write_text("no folder")
     assert forum.find().why == "nothing is newer than 2026-06-30, which is done"
 
 
@@ -203,10 +204,20 @@ def test_a_site_that_is_missing_from_a_dump_without_an_end_is_told_and_not_taken
     assert counts(forum.recurate()) == {"a": (0, 0, 0, 12), "b": (0, 8, 0, 0)}
 
 
+def test_a_site_that_the_recipe_does_not_ask_for_any_more_is_not_closed(forum):
+    write(forum, "2026-06-30", {"a": A, "b": B})
+    forum.recurate()
+    write(forum, "2026-09-30", {"a": A | {1: "edited"}, "b": B}, marker=False)
+    forum.config["sources"]["forum"]["paths"] = ["{dump}/a.*"]
+    done = forum.recurate()
+    assert done.closed == [] and counts(done) == {"a": (0, 0, 1, 11), "b": (0, 8, 0, 0)}
+
+
 def test_while_the_newest_is_uploaded_the_one_before_it_is_taken(forum):
     write(forum, "2026-06-30", {"a": A, "b": B})
     forum.recurate()
-    write(forum, "2026-09-30", {"a": A, "b": A})
+    write_dump(forum.folder / "disk2", {"a.stackexchange.com": A, "b.stackexchange.com": A})
+    (forum.dumps / "2026-09-30").symlink_to(forum.folder / "disk2")
     write(forum, "2026-12-31", {"a": B}, marker=False)
     assert forum.find().dump.place.name == "2026-09-30"
 

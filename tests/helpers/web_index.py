@@ -18,14 +18,20 @@ class WebIndex:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.read, self.cut, self.ranges, self.sizes = folder, {}, [], True, True
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # the other side has hung up
 
 
 class _Handler(BaseHTTPRequestHandler):
