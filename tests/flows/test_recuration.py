@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -178,6 +179,13 @@ def test_a_list_of_checksums_tells_what_is_still_to_come_and_what_is_damaged(for
     assert forum.waited == []
 
 
+def test_a_list_that_does_not_name_all_that_is_there_is_no_sign_that_all_is_there(tmp_path):
+    forum = Forum(tmp_path, settle_minutes=2)
+    folder = write(forum, "2026-06-30", {"a": A, "b": B}, marker=False)
+    (folder / "sha256sums.txt").write_text(f"{hashlib.sha256(site_archive(A)).hexdigest()}  ./a.stackexchange.com.7z\n")
+    assert forum.find().dump is not None and forum.waited == [120]
+
+
 def test_a_list_of_archive_org_is_compared_but_does_not_say_that_all_is_there(forum):
     folder = write(forum, "stackexchange_20260630", {"a": A, "b": B}, marker=False)
     files = sorted(folder.iterdir())
@@ -258,6 +266,14 @@ def test_of_two_runs_at_once_one_writes_and_a_newer_dump_is_never_undone(forum):
     with pytest.raises(UserError, match="another run has finished the dump 2026-06-30 meanwhile"):
         recuration.recurate(forum.pipeline(), newer)
     assert forum.recurate().dump == "2026-09-30"
+
+
+def test_two_runs_at_the_same_moment_end_with_one_record(forum):
+    write(forum, "2026-06-30", {"a": A, "b": B})
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(recuration.recurate, forum.pipeline(), forum.find()) for _ in range(2)]
+    assert [counts(run.result()) for run in runs] == [{"a": (12, 0, 0, 0), "b": (8, 0, 0, 0)}] * 2
+    assert forum.store.names("dumps/forum/done") == ["000001.json"]
 
 
 def test_plain_flows_read_the_newest_dump_that_is_done_even_when_it_is_removed_or_another_recipe_did_it(forum):
