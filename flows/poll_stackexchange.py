@@ -35,12 +35,12 @@ def poll_stackexchange(recipe: Recipe) -> RunSummary | State:
     name = found.dump.place.name
     tell(f"new dump {name}: curating it")
     if deployment.id is None:
-        state = recurate_stackexchange(recipe, name, return_state=True)
+        state = recurate_stackexchange(recipe, return_state=True)
         return state if state.name == "Skipped" else cast(RunSummary, state.result())
     running = _running(recipe.name)
     if running is not None:
         return _skipped(f"{name} is new, but the run {running} of recurate-stackexchange has not ended yet")
-    parameters = {"recipe": recipe.model_dump(mode="json", exclude_unset=True), "dump": name}
+    parameters = {"recipe": recipe.model_dump(mode="json", exclude_unset=True)}  # not the name: a newer one may be done until it starts
     run = cast(FlowRun, run_deployment(DEPLOYMENT, parameters=parameters, timeout=0))
     return Completed(message=f"new dump {name}: started the run {run.name} of recurate-stackexchange")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Annotated
 
+import httpx
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.states import Completed
 from pydantic import Field
 
@@ -44,4 +47,5 @@ def _tell_changes(done: Done) -> None:
     for line in lines:
         tell(line)
     key = re.sub(r"[^a-z0-9]+", "-", f"stackexchange changes {done.recipe}".lower()).strip("-")
-    create_table_artifact(recuration.table(done), key, "\n\n".join(line.strip() for line in lines))
+    with contextlib.suppress(PrefectException, httpx.HTTPError):  # the store has it; a server that is away must not fail what is done
+        create_table_artifact(recuration.table(done), key, "\n\n".join(line.strip() for line in lines))

@@ -91,7 +91,8 @@ class Search:
         if absent:
             return Found(f"{place.name} is still being uploaded: {_some(absent)} of its list of checksums not there yet", before=before)
         wanted = {file.name for files in found.files.values() for file in files}
-        declared_whole = MARKER in dump.files or (listed is not None and wanted <= listed)
+        is_updated = before is not None and before.dump == place.name  # its marker is of the time before
+        declared_whole = (MARKER in dump.files and not is_updated) or (listed is not None and wanted <= listed)
         if not declared_whole and not is_done:
             changed = self._changes(dump)
             if changed:

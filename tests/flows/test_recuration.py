@@ -302,8 +302,10 @@ def test_a_path_that_is_updated_in_place_is_a_dump_each_time_that_a_file_changes
     assert forum.find().dump is None
     write_dump(forum.dumps, {"b.stackexchange.com": B | {1: "edited"}})
     os.utime(forum.dumps / "a.stackexchange.com.7z")  # touched, but the same
+    forum.config["stackexchange_dumps"]["settle_minutes"] = 1
     done = forum.recurate()
     assert counts(done) == {"a": (0, 0, 0, 12), "b": (0, 0, 1, 7)} and done.shards_made["ingest"] == 1
+    assert forum.waited == [60], "a marker of the time before says nothing of the update"
 
 
 def test_a_plan_tells_what_the_newest_dump_would_make_and_writes_nothing_down(forum):
