@@ -303,6 +303,27 @@ def rerun(
         console.print(_counters(summary))
 
 
+@app.command()
+def why(
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A step as `olmoflow plan` names it.")],
+    recipe_file: RecipeFile,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.")] = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why a step would be made again: what differs from its last artifact in the store, root causes first; runs nothing."""
+    from flows import why as reasons
+    from flows.recipe import load
+
+    found = reasons.explain(load(recipe_file, set_), step, source)
+    if as_json:
+        print(json.dumps([reasons.as_json(each) for each in found]))
+        return
+    for each in found:
+        for line in reasons.lines(each):
+            console.print(escape(line))
+
+
 @app.command("ls")
 def list_artifacts(store: StoreUrl = "store", as_json: AsJson = False) -> None:
     """The artifacts of a store, oldest first."""

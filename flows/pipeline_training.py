@@ -223,7 +223,7 @@ class Training(Curation):
         def job(slot: int, watch: Watch, check: Callable[[], None]) -> Job:
             return train.TrainJob(self.store, launcher, watch, check, gpus_of(slot, ranks, launcher.device))
 
-        return Beside(gpus // ranks, job, self.watch)
+        return Beside(gpus // ranks, job, self.watch, {"launcher": launcher.model_dump(mode="json")})
 
     def training_mixes(self) -> None:
         """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""

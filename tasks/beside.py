@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Any
 
 from tasks.errors import UserError
 from tasks.progress import Progress, Watch
@@ -28,8 +29,9 @@ class Beside:
     run are ended as a cancelled job is, with time to save, and those that wait are not begun.
     """
 
-    def __init__(self, at_once: int, make_job: MakeJob, watch: Watch) -> None:
+    def __init__(self, at_once: int, make_job: MakeJob, watch: Watch, settings: dict[str, Any] | None = None) -> None:
         self.at_once, self.make_job, self.watch = at_once, make_job, watch
+        self.settings = settings or {}  # of its jobs, for the store
         self.told: SimpleQueue[Progress | None] = SimpleQueue()
         self.stopped = threading.Event()
         self.started: dict[str, Future[None]] = {}

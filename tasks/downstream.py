@@ -99,6 +99,7 @@ class DownstreamJob:
     def __init__(self, store: Store, launcher: LauncherConfig, batch_instances: int, tasks: Sequence[ShardTask]) -> None:
         self.store, self.batch_instances = store, batch_instances
         self.launcher = launcher.model_copy(update={"processes": 1})
+        self.settings = {"launcher": launcher.model_dump(mode="json"), "batch_instances": batch_instances}
         self.tasks = {task.key(STEP): task for task in tasks}
 
     def __call__(self, task: ShardTask, key: str) -> None:

@@ -36,6 +36,7 @@ class EvaluateJob:
     def __init__(self, store: Store, launcher: LauncherConfig, batch_instances: int, precision: str) -> None:
         self.store, self.launcher = store, launcher
         self.batch_instances, self.precision = batch_instances, precision
+        self.settings = {"launcher": launcher.model_dump(mode="json"), "batch_instances": batch_instances, "precision": precision}
 
     def __call__(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()

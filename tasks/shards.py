@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tasks import environment, shard_tasks
 from tasks.errors import UserError
 from tasks.progress import Report, Watch, ignore
 from tasks.sources.base import RawFile
@@ -45,6 +46,8 @@ class ShardRef:
     content: str = ""
 
 
+MADE_WITH = ("created", "software", "lock", "container")  # of a manifest
+
 Input = ShardRef | RawFile  # a raw file counts by its content; where it lies and what it is called are no part of a key
 
 
@@ -66,7 +69,7 @@ class ShardTask:
             {
                 "step": step.name,
                 "version": step.version,
-                "libraries": {name: library_version(name) for name in step.libraries},
+                "libraries": key_libraries(step),
                 "config": self.config,
                 "inputs": {role: [_content(item) for item in items] for role, items in self.inputs.items()},
             }
@@ -87,6 +90,11 @@ def library_version(name: str) -> str:
         return version(name).split("+")[0]
     except PackageNotFoundError:
         return "absent"
+
+
+def key_libraries(step: Step) -> dict[str, str]:
+    """Versions that are part of the keys of a step."""
+    return {name: library_version(name) for name in step.libraries}
 
 
 @dataclass
@@ -144,6 +152,7 @@ class Runner:
 
     plan_only: run nothing, only say what is missing. only: run just this (step, name or None), the rest must be there.
     force: make the shards of `only` again though they are there. label: stands behind the name of every artifact.
+    begins: gets each artifact before its missing shards are made, `tell` each when it is there.
     """
 
     store: Store
@@ -152,6 +161,7 @@ class Runner:
     only: tuple[str, str | None] | None = None
     force: bool = False
     tell: Callable[[Artifact], None] = lambda artifact: None
+    begins: Callable[[Artifact], None] = lambda artifact: None
     label: str = ""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     made_books: dict[str, Books] = field(default_factory=dict)
@@ -182,6 +192,7 @@ class Runner:
         records = [self.store.record(step.name, key, sweep=may_run) for key in keys]
         missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None or key in self.begun}
         if missing and may_run:
+            self.begins(self._artifact(step, name, keys, records, len(missing), inputs))
             self._make(step, name, missing, inputs, launch)
             self.begun -= missing.keys()
             records = [record or self.store.record(step.name, key) for key, record in zip(keys, records, strict=True)]
@@ -191,7 +202,7 @@ class Runner:
         if may_run:
             self._book(step, missing, artifact)
             if artifact.is_whole:
-                self._write_manifest(step, tasks, artifact)
+                self._write_manifest(step, tasks, artifact, getattr(launch, "settings", {}))
         self.tell(artifact)
         if artifact.is_whole:
             check_quarantine(artifact, max_quarantined)
@@ -246,12 +257,17 @@ class Runner:
         self.made_books[step.name] = self.made_books.get(step.name, Books()) + made
         self.made_shards[step.name] = self.made_shards.get(step.name, 0) + len(missing)
 
-    def _write_manifest(self, step: Step, tasks: Sequence[ShardTask], artifact: Artifact) -> None:
+    def _write_manifest(self, step: Step, tasks: Sequence[ShardTask], artifact: Artifact, job: dict[str, Any]) -> None:
         path = f"artifacts/{step.name}/{artifact.id}.json"
         there = json.loads(self.store.read_text(path) or "{}")
         raw_files = [raw.told() for raw in artifact.raw_files]
-        if not artifact.made and there.get("raw_files") == raw_files:
+        has_tasks = "tasks" in there
+        if not artifact.made and has_tasks and there.get("raw_files") == raw_files:
             return
+        # a file that was renamed, or tasks that an older olmoflow did not keep: what made the artifact stays as it was
+        kept = {name: there.get(name) for name in MADE_WITH} if there and not artifact.made else {}
+        if artifact.made or not has_tasks:
+            shard_tasks.write(self.store, step.name, artifact.id, key_libraries(step), job, tasks)
         manifest = {
             "id": artifact.id,
             "step": step.name,
@@ -266,6 +282,10 @@ class Runner:
             "seconds": round(artifact.seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "software": software(step.libraries),
+            "lock": environment.lock(),
+            "container": environment.container(),
+            "tasks": shard_tasks.path_of(step.name, artifact.id),
+            **kept,
         }
         self.store.replace(path, json.dumps(manifest, indent=1))
 

@@ -43,6 +43,7 @@ class SoupJob:
 
     def __init__(self, store: Store, launcher: LauncherConfig) -> None:
         self.store, self.launcher = store, launcher
+        self.settings = {"launcher": launcher.model_dump(mode="json")}
 
     def __call__(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()

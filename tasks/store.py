@@ -6,6 +6,7 @@ Layout below the store's URL (a folder or any fsspec URL):
     shards/STEP/KEY/ATTEMPT/...      what that attempt wrote; attempts that lost are leftovers, swept by the next run of the shard
     quarantine/STEP/KEY.jsonl
     artifacts/STEP/ID.json           a manifest over the records of an artifact's shards
+    tasks/STEP/ID.json               the config, hints and inputs of each of those shards (see tasks.shard_tasks)
     families/STEP/FAMILY/KEY         siblings: shards that differ only in which rows they computed (see tasks.score)
     held-out/TIME-....json           that somebody looked at the held-out tasks (see tasks.downstream)
     answers/XX/HASH.json             a language model's answer to a request, by the request's hash (see tasks.asking)

@@ -112,6 +112,7 @@ class TrainJob:
         gpus: Sequence[str] = (),
     ) -> None:
         self.store, self.launcher, self.watch, self.check, self.gpus = store, launcher, watch, check, gpus
+        self.settings = {"launcher": launcher.model_dump(mode="json")}
 
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
