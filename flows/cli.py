@@ -1,4 +1,4 @@
-"""The command line: `olmoflow run`, `plan`, `rerun`, `ls`, `show`, `report`, `figure`, `up`, `down`.
+"""The command line: `olmoflow run`, `plan`, `rerun`, `why`, `ls`, `show`, `lineage`, `report`, `figure`, `up`, `down`.
 
 An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
 """
@@ -360,6 +360,27 @@ def show(
     from flows.show import show_artifact
 
     show_artifact(console, store, artifact, samples, reason, as_json)
+
+
+@app.command()
+def lineage(
+    artifact: Annotated[str, typer.Argument(metavar="ID", help="An artifact's id, or its beginning.")],
+    store: StoreUrl = "store",
+    down: Annotated[bool, typer.Option("--down", help="What descends from it, instead of what it descends from.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What an artifact descends from, to the raw files: names, counts, dates."""
+    from flows import lineage as lineages
+    from tasks.store import Store
+
+    found = lineages.lineage(Store(store), artifact, down)
+    if as_json:
+        print(json.dumps(lineages.as_json(found, down)))
+    elif console.is_terminal:
+        console.print(lineages.tree(found, down))
+    else:
+        for line in lineages.lines(found, down):
+            print(line)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, Group
@@ -25,10 +26,7 @@ PIPE_COLUMNS = 120  # width of panels where there is no terminal
 def show_artifact(console: Console, url: str, beginning: str, number: int, reason: str | None, as_json: bool) -> None:
     """Print the artifact whose id starts so. `number`: samples of each fate; `reason`: of these fates only."""
     store = Store(url)
-    found = [manifest for manifest in store.manifests() if manifest["id"].startswith(beginning)]
-    if len(found) != 1:
-        raise UserError(f"{len(found)} artifacts of the store {url} begin with {beginning}; `olmoflow ls` lists them")
-    (manifest,) = found
+    manifest = find_artifact(store, beginning, store.manifests())
     if reason is not None and manifest["step"] not in WITH_DOCUMENTS:
         raise UserError(f"{manifest['id']} holds no documents to sample; {', '.join(WITH_DOCUMENTS)} artifacts do")
     sampled = samples(store, manifest, number, reason) if number and manifest["step"] in WITH_DOCUMENTS else Samples([], 0, 0)
@@ -37,6 +35,16 @@ def show_artifact(console: Console, url: str, beginning: str, number: int, reaso
         return
     _print_manifest(console, manifest)
     _print_samples(console, sampled)
+
+
+def find_artifact(store: Store, beginning: str, manifests: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The one of a store's manifests whose id is this or begins so; raises UserError where there is none, or more than one."""
+    found = {manifest["id"]: manifest for manifest in manifests if manifest["id"].startswith(beginning)}
+    if beginning in found:
+        return found[beginning]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} artifacts of the store {store.url} begin with {beginning}; `olmoflow ls` lists them")
+    return next(iter(found.values()))
 
 
 def _print_manifest(console: Console, manifest: dict[str, Any]) -> None:
