@@ -33,6 +33,7 @@ lint: .venv/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deployments/containers/Containerfile.*
 
 format: .venv/.installed-lint
 	$(BIN)/ruff check --fix .
