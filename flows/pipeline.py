@@ -50,7 +50,7 @@ class Pipeline(Training):
 
     def micro_anneal_all(self) -> Artifact:
         """Every micro-anneal, evaluated beside the checkpoint that all start from."""
-        pretrained, runs = self.pretrain(), self.micro_anneals()
+        pretrained, runs = self.pretrain(), dict(sorted(self.micro_anneals().items()))
         evaluated = self._evaluate("micro-anneals", {"pretrained": pretrained, **runs}, None)
         self._downstream_all("development", {"pretrained": pretrained, **{f"{MICRO}{label}": run for label, run in runs.items()}})
         return evaluated

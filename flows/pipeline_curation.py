@@ -203,11 +203,10 @@ class Curation:
         return raw_files.find(self.store, f"scorers.{name}", [model])[0]
 
     def scores(self, source: str) -> list[Artifact]:
-        """Columns beside the documents: duplicates, then one artifact for each scorer of the source, in the recipe's order; a later one
-        may read the columns of those before it."""
+        """Columns beside the documents: duplicates, then one artifact for each scorer of the source, after those whose columns it reads."""
         done = self.duplicates(source)
         documents = self.documents(source)
-        for name in self.recipe.sources[source].scores:
+        for name in self.recipe.scorers_of(source):
             model, before = self.scorer_model(name), list(done)
             done.append(self._once("score", f"{source}: {name}", functools.partial(self._score, source, name, documents, model, before)))
         return done

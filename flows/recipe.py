@@ -29,6 +29,7 @@ from tasks.errors import RecipeError
 from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSpec
+from tasks.scorers import column_names
 from tasks.train import Metrics, Parallel
 from tasks.train_tokenizer import Cl100k, TokenizerConfig
 
@@ -144,6 +145,7 @@ class Recipe(Section):
                 _known(f"reported.{key}.rows.{label}.sources", row.sources, taken, f"mixes.{table.mix}.sources" if table.mix else "sources")
         for source, config in self.sources.items():
             _known(f"sources.{source}.scores", config.scores, self.scorers, "scorers")
+            self.scorers_of(source)
         self._annotations_fit()
         self._dumps_fit()
         self._sources_can_be_made(selections)
@@ -213,6 +215,24 @@ class Recipe(Section):
         """The sources whose annotated documents train a scorer of this source."""
         names = [self.annotation_of(scorer) for scorer in self.sources[source].scores]
         return [self.annotations[name].source for name in names if name is not None]
+
+    def scorers_of(self, source: str) -> list[str]:
+        """A source's scorers, each after those whose columns its `where` reads, else by name: a mapping's own order is lost in Prefect's database.
+
+        Raises ValueError where two read each other's.
+        """
+        scores, found = self.sources[source].scores, list[str]()
+        read = {name: {rule.column for rule in use.where} for name, use in scores.items()}
+        needed = {
+            name: {other for other in scores if other != name and column_names(self.scorers[other].scorer) & read[name]} for name in scores
+        }
+        while len(found) < len(needed):
+            ready = next((name for name in sorted(needed.keys() - set(found)) if needed[name] <= set(found)), None)
+            if ready is None:
+                left = ", ".join(sorted(needed.keys() - set(found)))
+                raise ValueError(f"sources.{source}.scores: the `where` of {left} read each other's columns: take one of them out")
+            found.append(ready)
+        return found
 
     def rewritten_from(self, source: str) -> str | None:
         """The source of whose selected documents this one's are made."""

@@ -45,7 +45,9 @@ class Scorer(Section):
 class ScoreUse(Section):
     """How a source uses a scorer."""
 
-    where: list[Filter] = Field(default=[], description="Score only documents that pass these thresholds over columns of earlier scorers.")
+    where: list[Filter] = Field(
+        default=[], description="Score only documents that pass these thresholds over columns of the source's other scorers."
+    )
 
 
 class Subset(Section):
@@ -68,7 +70,9 @@ class Source(SourceConfig):
     deduplicate: Deduplicate | None = Field(
         default=None, description="Tell duplicates, in a column `duplicate` that filters read.", json_schema_extra=_at(19)
     )
-    scores: dict[str, ScoreUse] = Field(default={}, description="Scorers to run, cheap ones first.", json_schema_extra=_at(20))
+    scores: dict[str, ScoreUse] = Field(
+        default={}, description="Scorers to run; each after those whose columns its `where` reads.", json_schema_extra=_at(20)
+    )
     tokenize_where: TokenizeWhere = Field(
         default=TokenizeWhere(), description="The loosest cut that will be asked for.", json_schema_extra=_at(21)
     )

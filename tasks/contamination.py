@@ -40,9 +40,9 @@ def source_task(name: str, column: str, model: list[Input], source: str, shards:
 
 
 def mix_task(name: str, column: str, model: list[Input], sizes: dict[str, int], shards: dict[str, Shards], plan: ShardRef) -> ShardTask:
-    """Evaluations in a mix. sizes: shards of each of its sources, in its order; shards: those of the sources that were scored."""
-    config = {"column": column, "shards": [list(size) for size in sizes.items()]}
-    return ShardTask(name, config, {"model": model, "plan": [plan], **_inputs(shards)})
+    """Evaluations in a mix. sizes: shards of each of its sources; shards: those of the sources that were scored."""
+    config = {"column": column, "shards": [list(size) for size in sorted(sizes.items())]}  # in the mix's own order
+    return ShardTask(name, config, {"model": model, "plan": [plan], **_inputs(dict(sorted(shards.items())))})
 
 
 def _inputs(shards: dict[str, Shards]) -> dict[str, list[Input]]:

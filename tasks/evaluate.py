@@ -25,6 +25,7 @@ def task(
     name: str, config: dict[str, Any], checkpoints: dict[str, ShardRef], held_out: dict[str, ShardRef], training_mix: ShardRef | None
 ) -> ShardTask:
     """An evaluation. config: sequence_length. `training_mix`: where the unigram baseline counts its tokens, if it is wanted."""
+    held_out = dict(sorted(held_out.items()))
     names = {"checkpoints": list(checkpoints), "sources": list(held_out)}
     inputs: dict[str, Any] = {"checkpoints": list(checkpoints.values()), "held_out": list(held_out.values())}
     return ShardTask(name, {**config, **names}, {**inputs, "training_mix": [training_mix] if training_mix else []})

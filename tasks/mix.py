@@ -50,8 +50,12 @@ def task(
     encoded_as: name -> token shards under another tokenizer, `tokenizer`. The mix then takes the very documents that it takes of `sources`,
     in these tokens; all its settings that count tokens count those of `sources`.
     """
+    spec = spec.model_copy(
+        update={"sources": dict(sorted(spec.sources.items()))}
+    )  # a recipe that came through a database has lost its order
+    sources, encoded_as = dict(sorted(sources.items())), dict(sorted((encoded_as or {}).items()))
     config = {"mix": spec.model_dump(mode="json"), "held_out": held_out, "held_tokens": held_tokens}
-    return ShardTask(name, {**config, **_settings(sources, encoded_as or {})}, _inputs(sources, tokenizer, encoded_as or {}))
+    return ShardTask(name, {**config, **_settings(sources, encoded_as)}, _inputs(sources, tokenizer, encoded_as))
 
 
 def held_out_task(

@@ -33,6 +33,7 @@ def greedy_task(
     name: str, ingredients: dict[str, ShardRef], held_out: dict[str, ShardRef], sequence_length: int, precision: str, batch_instances: int
 ) -> ShardTask:
     """The greedy soup of the ingredients, by bits per byte over the held-out mixes together."""
+    held_out = dict(sorted(held_out.items()))
     config = {"ingredients": list(ingredients), "sources": list(held_out), "sequence_length": sequence_length, "precision": precision}
     inputs: dict[str, Any] = {"ingredients": list(ingredients.values()), "held_out": list(held_out.values())}
     return ShardTask(name, {"weights": None, "greedy": config}, inputs, {"batch_instances": batch_instances})
