@@ -14,10 +14,11 @@ from flows.recipe_training import MICRO
 from tasks import downstream, evaluate, export
 from tasks.engine import LocalEngine
 from tasks.engine_ray import RayConfig, RayEngine
+from tasks.engine_slurm import SlurmConfig, SlurmEngine
 from tasks.errors import UserError
 from tasks.olmes.definitions import Suite
 from tasks.progress import Watch, ignore
-from tasks.shards import Artifact, Runner, ShardRef
+from tasks.shards import Artifact, Engine, Runner, ShardRef
 from tasks.store import Store
 
 
@@ -168,5 +169,11 @@ class Under(Pipeline):
 
 def make_runner(recipe: Recipe, watch: Watch = ignore, **options: Any) -> Runner:
     config = recipe.where.engine
-    engine = RayEngine(config, watch) if isinstance(config, RayConfig) else LocalEngine(config.workers, watch)
+    engine: Engine
+    if isinstance(config, RayConfig):
+        engine = RayEngine(config, watch)
+    elif isinstance(config, SlurmConfig):
+        engine = SlurmEngine(config, watch)
+    else:
+        engine = LocalEngine(config.workers, watch)
     return Runner(Store(recipe.store), engine, **options)

@@ -25,6 +25,7 @@ from tasks.annotate import Annotation
 from tasks.dumps import PLACEHOLDER
 from tasks.engine import LocalConfig
 from tasks.engine_ray import RayConfig
+from tasks.engine_slurm import SlurmConfig
 from tasks.errors import RecipeError
 from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
@@ -39,8 +40,8 @@ def _engine_kind(value: Any) -> Any:
 
 
 EngineConfig = Annotated[
-    Annotated[LocalConfig, Tag("local")] | Annotated[RayConfig, Tag("ray")],
-    Discriminator(_engine_kind, custom_error_type="engine", custom_error_message="`kind` is local or ray"),
+    Annotated[LocalConfig, Tag("local")] | Annotated[RayConfig, Tag("ray")] | Annotated[SlurmConfig, Tag("slurm")],
+    Discriminator(_engine_kind, custom_error_type="engine", custom_error_message="`kind` is local, ray or slurm"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from tasks.shards import Engine
 from tasks.store import Store
 
 POLL_SECONDS = 1.0
+RECORD_SECONDS = 90  # a file system over the network may hide a new file from another node for a minute
 
 
 class StepFailed(Exception):
@@ -54,13 +56,19 @@ class LocalEngine(Engine):
 
 
 def run_plan(
-    plan: dict[str, Any], weights: list[int], watch: Watch, start: Callable[[Path, Callable[[], None]], list[int]]
+    plan: dict[str, Any],
+    weights: list[int],
+    watch: Watch,
+    start: Callable[[Path, Callable[[], None]], list[int]],
+    work_folder: Path | None = None,
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """Hand a plan as a file to `start(path, watcher)`, which runs it and calls the watcher meanwhile.
 
-    Returns the exit codes that `start` does, and the errors that workers left beside the plan.
+    `work_folder`: where the plan's own folder lies for that time; the scratch folder where left out. Returns the exit codes that `start` does, and the errors that workers left beside the plan.
     """
-    with tempfile.TemporaryDirectory(prefix="plan-", dir=scratch.folder()) as folder:
+    parent = work_folder or scratch.folder()
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="plan-", dir=parent) as folder:
         path = Path(folder) / "plan.json"
         path.write_text(json.dumps(plan))
         watcher = Watcher(plan["step"]["name"], plan["name"], weights, path.parent, watch)
@@ -98,6 +106,21 @@ def raise_errors(plan: dict[str, Any], errors: list[dict[str, Any]], codes: list
         raise UserError(
             f"{step}: a worker process ended with {ending(killed[0])}{short}; run the same command again to go on where it stopped"
         )
+
+
+def await_records(plan: dict[str, Any], store: Store, url: str, maker: str) -> None:
+    """Wait until what other machines (`maker` in words) have committed can be seen here; if it never can, they have another store."""
+    deadline = time.monotonic() + RECORD_SECONDS
+    name = plan["step"]["name"]
+    for spec in plan["shards"]:
+        while store.record(name, spec["key"]) is None:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{name} {plan['name']}: {maker} made shard {spec['name']}, but the store {url} here does not have it: "
+                    "give a `store` that every node shares, a folder mounted at the same path or a URL such as s3://bucket/store"
+                )
+            time.sleep(POLL_SECONDS)
+            store.names(f"shards/{name}")  # opening a folder makes a network file system ask anew what is in it
 
 
 def ending(code: int) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.engine import ending, raise_errors, run_plan
+from tasks.engine import await_records, ending, raise_errors, run_plan
 from tasks.errors import UserError
 from tasks.processes import child_environment
 from tasks.progress import Watch, ignore
@@ -36,7 +36,6 @@ from tasks.store import Store
 
 CONNECT_SECONDS = 60  # Ray itself tries for many minutes
 NODE_SECONDS = 120  # how long a plan waits while no node can hold a shard
-RECORD_SECONDS = 90  # a file system over the network may hide a new file from another node for a minute
 POLL_SECONDS = 1.0
 NODE_LOSSES = 3  # that a shard outlives
 
@@ -90,7 +89,7 @@ class RayEngine(Engine):
                 "see `ray status` there, and run the same command again to go on where it stopped"
             )
         raise_errors(plan, errors, [])
-        self._await_records(plan, store, url)
+        await_records(plan, store, url, "a node of the Ray cluster")
 
     def _drive(self, path: Path, watcher: Callable[[], None]) -> list[int]:
         """Let the driver run a plan; it stays for the next one, with the workers that Ray has started for it."""
@@ -118,20 +117,6 @@ class RayEngine(Engine):
                 driver.kill()
                 driver.wait()
                 raise
-
-    def _await_records(self, plan: dict[str, Any], store: Store, url: str) -> None:
-        """Wait until what the nodes have committed can be seen here; if it never can, they have another store."""
-        deadline = time.monotonic() + RECORD_SECONDS
-        name = plan["step"]["name"]
-        for spec in plan["shards"]:
-            while store.record(name, spec["key"]) is None:
-                if time.monotonic() >= deadline:
-                    raise UserError(
-                        f"{name} {plan['name']}: a node of the Ray cluster made shard {spec['name']}, but the store {url} here does not have it: "
-                        "give a `store` that every node shares, a folder mounted at the same path or a URL such as s3://bucket/store"
-                    )
-                time.sleep(POLL_SECONDS)
-                store.names(f"shards/{name}")  # opening a folder makes a network file system ask anew what is in it
 
 
 # -- the process that has joined the cluster -------------------------------------------------------------------------------------------

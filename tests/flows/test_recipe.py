@@ -228,7 +228,7 @@ def test_an_engine_is_local_unless_it_says_ray_and_each_takes_its_own_keys_only(
     assert ray.where.engine.resources == {"CPU": 2, "memory": 1_500_000_000, "GPU": 0.25}
     assert "workers" in fault(small, ["where.engine={kind: ray, workers: 3}"])
     assert "address" in fault(small, ["where.engine={kind: ray, address: local}"])  # Ray would start a cluster of its own
-    assert "`kind` is local or ray" in fault(small, ["where.engine={kind: spark}"])
+    assert "`kind` is local, ray or slurm" in fault(small, ["where.engine={kind: spark}"])
 
 
 def test_there_are_shipped_recipes():

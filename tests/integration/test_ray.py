@@ -20,7 +20,6 @@ import pytest
 
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import load
-from tasks import engine_ray
 from tasks.engine import StepFailed
 from tasks.engine_ray import RayConfig, RayEngine
 from tasks.errors import UserError
@@ -246,7 +245,7 @@ def test_a_shard_whose_process_is_killed_is_named_among_those_that_shared_it_and
 
 
 def test_a_store_that_the_nodes_do_not_share_is_told(cluster, monkeypatch):
-    monkeypatch.setattr(engine_ray, "RECORD_SECONDS", 0)
+    monkeypatch.setattr("tasks.engine.RECORD_SECONDS", 0)
     with pytest.raises(UserError, match="memory://nowhere here does not have it: give a `store` that every node shares"):
         run_step(cluster, "memory://nowhere", step_of(cluster, "that_works", "pass"))
 
