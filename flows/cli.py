@@ -1,4 +1,4 @@
-"""The command line: `olmoflow run`, `plan`, `rerun`, `why`, `ls`, `show`, `lineage`, `report`, `figure`, `up`, `down`.
+"""The command line: `olmoflow run`, `plan`, `rerun`, `why`, `ls`, `show`, `lineage`, `report`, `figure`, `up`, `down`, `doctor`.
 
 An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
 """
@@ -440,6 +440,26 @@ def down(home: Home = Path(".olmoflow")) -> None:
     from flows.service import Service
 
     console.print("stopped" if Service(home, console.print).down() else "nothing to stop")
+
+
+@app.command()
+def doctor(
+    store: Annotated[str | None, typer.Option("--store", envvar="OLMOFLOW_STORE", help="The store's folder or URL.")] = None,
+    uncordon: Annotated[str | None, typer.Option("--uncordon", metavar="HOST", help="Let a mended host have jobs again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What works of this machine, its GPUs, the server, Slurm and the store, and which hosts are cordoned; exit code 1 where something is broken."""
+    from flows.doctor import examine, lift, show
+
+    if uncordon is not None:
+        lift(store, uncordon)
+    findings = examine(store)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        show(console, findings)
+    if any(finding.works is False for finding in findings):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,7 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectException
+from prefect.exceptions import MissingContextError, PrefectException
 from prefect.settings import PREFECT_API_URL
 
 from flows.pipeline import Pipeline, make_runner
@@ -65,14 +66,39 @@ def run_stage(
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
     pipeline = Pipeline(recipe, runner, _as_task, tell, watch)
     try:
-        pipeline.corpus()
-        stage(pipeline)
+        with _lines_from_below():
+            pipeline.corpus()
+            stage(pipeline)
     finally:
         workers.release()
         summary = RunSummary.of(pipeline, flow, started.isoformat(timespec="seconds"), time.monotonic() - clock)
         if only is None:
             runner.store.replace(summary_path(recipe.name), json.dumps(asdict(summary), indent=1))
     return summary
+
+
+class _Told(logging.Handler):
+    """What the code below logs (a job that goes elsewhere, ranks that are tried again), for Prefect's log and the listeners."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        with contextlib.suppress(MissingContextError):  # a thread of its own has no run
+            get_run_logger().log(record.levelno, line)
+        for listener in listeners:
+            listener(line)
+
+
+@contextlib.contextmanager
+def _lines_from_below() -> Iterator[None]:
+    below, told = logging.getLogger("tasks"), _Told(logging.INFO)
+    before = below.level
+    below.setLevel(logging.INFO)
+    below.addHandler(told)
+    try:
+        yield
+    finally:
+        below.removeHandler(told)
+        below.setLevel(before)
 
 
 class _Leashed:

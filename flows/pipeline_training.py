@@ -14,6 +14,7 @@ from flows.recipe_training import MICRO, MicroAnneal, RateRun, mix_soup
 from olmo_model.config import ABLATIONS
 from tasks import downstream, gold_answers, mix, raw_files, soup, train
 from tasks.beside import Beside, Job, gpus_of
+from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.mix_plan import MixSpec
 from tasks.progress import Watch, ignore
@@ -206,9 +207,7 @@ class Training(Curation):
         missing = [task for run, task in tasks.items() if self.runner.begin(train.STEP, run.name, task, [mixes[run.micro], start])]
         with self._beside() as beside:
             if missing:
-                gpus_of(
-                    beside.at_once - 1, self.recipe.where.micro_anneal_ranks, self.recipe.where.launcher.device
-                )  # told before hours of training
+                self._gpus_of(beside.at_once - 1)  # told before hours of training
             for task in missing:
                 beside.start(task, task.key(train.STEP))
             return {run.label: self._launch_training(task, [mixes[run.micro], start], beside) for run, task in tasks.items()}
@@ -216,14 +215,22 @@ class Training(Curation):
     def _beside(self) -> Beside:
         where, ranks = self.recipe.where, self.recipe.where.micro_anneal_ranks
         gpus = where.micro_anneals.gpus or ranks
-        launcher = where.launcher.model_copy(update={"processes": ranks})
-        if launcher.threads is None:
+        launcher = where.launcher.of_ranks(ranks)
+        if launcher.kind == "local" and launcher.threads is None:
             launcher.threads = max(1, (os.cpu_count() or 1) // gpus)
 
         def job(slot: int, watch: Watch, check: Callable[[], None]) -> Job:
-            return train.TrainJob(self.store, launcher, watch, check, gpus_of(slot, ranks, launcher.device))
+            return train.TrainJob(self.store, launcher, watch, check, self._gpus_of(slot))
 
         return Beside(gpus // ranks, job, self.watch, {"launcher": launcher.model_dump(mode="json")})
+
+    def _gpus_of(self, slot: int) -> list[str]:
+        """The GPUs of this machine that a slot's micro-anneal may use; a cluster deals out its own."""
+        where = self.recipe.where
+        if where.launcher.kind != "local":
+            return []
+        here = Cordon(self.store).here()
+        return gpus_of(slot, where.micro_anneal_ranks, where.launcher.device, here.devices if here else ())
 
     def training_mixes(self) -> None:
         """The mixes of all training runs, each large enough for one batch: better told before the first run than after it."""

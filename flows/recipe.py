@@ -55,7 +55,7 @@ class Beside(Section):
         json_schema_extra=_at(0),
     )
     ranks: int | None = Field(
-        default=None, ge=1, description="Ranks of a run; launcher.processes where left empty.", json_schema_extra=_at(1)
+        default=None, ge=1, description="Ranks of a run; all of the launcher's where left empty.", json_schema_extra=_at(1)
     )
 
 
@@ -70,7 +70,7 @@ class Where(Section):
 
     @property
     def micro_anneal_ranks(self) -> int:
-        return self.micro_anneals.ranks or self.launcher.processes
+        return self.micro_anneals.ranks or self.launcher.ranks
 
 
 class Recipe(Section):
@@ -303,11 +303,11 @@ class Recipe(Section):
     def _batch_fits(self) -> None:
         if self.pretrain is None:
             return
-        at_once = self.where.launcher.processes * self.pretrain.micro_batch_instances
+        at_once = self.where.launcher.ranks * self.pretrain.micro_batch_instances
         if self.pretrain.global_batch_instances % at_once:
             raise ValueError(
                 f"pretrain.global_batch_instances is {self.pretrain.global_batch_instances}, not a multiple of {at_once} "
-                "(where.launcher.processes x pretrain.micro_batch_instances)"
+                f"({self.where.launcher.ranks_key} x pretrain.micro_batch_instances)"
             )
 
     def micro_anneal_runs(self) -> list[MicroAnnealRun]:
@@ -333,6 +333,10 @@ class Recipe(Section):
                 f"pretrain.global_batch_instances is {batch}, not a multiple of {ranks * self.pretrain.micro_batch_instances} "
                 "(where.micro_anneals.ranks x pretrain.micro_batch_instances)"
             )
+        try:
+            self.where.launcher.of_ranks(ranks)
+        except ValueError as error:
+            raise ValueError(f"where.micro_anneals.ranks: {error}") from error
         if ranks % self.where.parallel.replicas:
             raise ValueError(
                 f"where.parallel.replicas is {self.where.parallel.replicas}, which does not divide where.micro_anneals.ranks {ranks}: give a number that does"
@@ -346,10 +350,10 @@ class Recipe(Section):
                 )
 
     def _copies_fit(self) -> None:
-        processes, replicas = self.where.launcher.processes, self.where.parallel.replicas
-        if processes % replicas:
+        ranks, replicas = self.where.launcher.ranks, self.where.parallel.replicas
+        if ranks % replicas:
             raise ValueError(
-                f"where.parallel.replicas is {replicas}, which does not divide where.launcher.processes {processes}: give a number that does, or 1"
+                f"where.parallel.replicas is {replicas}, which does not divide {self.where.launcher.ranks_key} {ranks}: give a number that does, or 1"
             )
 
 

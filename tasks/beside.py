@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.launch_local import visible_gpus
 from tasks.progress import Progress, Watch
 from tasks.shards import ShardTask
 
@@ -84,21 +84,15 @@ class Beside:
             raise Stopped
 
 
-def gpus_of(slot: int, ranks: int, device: str) -> list[str]:
-    """Names of the GPUs of a slot for `CUDA_VISIBLE_DEVICES`; none where jobs run on the CPU.
+def gpus_of(slot: int, ranks: int, device: str, cordoned: Collection[str] = ()) -> list[str]:
+    """Names of the GPUs of a slot for `CUDA_VISIBLE_DEVICES`, none of them cordoned; no names where jobs run on the CPU.
 
     Raises UserError where there are not enough: a job that sees no GPU would train on the CPU without a word.
     """
-    if device == "cpu":
-        return []
-    import torch  # seconds, which a plan should not cost
-
-    count = torch.cuda.device_count()
-    if not count:
-        return []
+    names = visible_gpus(device)
+    left = [name for name in names if name not in cordoned]
     first = slot * ranks
-    if first + ranks > count:
-        raise UserError(f"where.micro_anneals.gpus asks for {first + ranks} GPUs or more, but there are {count} here: lower it")
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = seen.split(",") if seen else [str(number) for number in range(count)]
-    return names[first : first + ranks]
+    if names and first + ranks > len(left):
+        but = f"{len(left)} of the {len(names)} here are not cordoned" if len(left) < len(names) else f"there are {len(names)} here"
+        raise UserError(f"where.micro_anneals.gpus asks for {first + ranks} GPUs or more, but {but}: lower it")
+    return left[first : first + ranks]

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
 from tasks.olmes import data, requests
@@ -98,7 +99,7 @@ class DownstreamJob:
 
     def __init__(self, store: Store, launcher: LauncherConfig, batch_instances: int, tasks: Sequence[ShardTask]) -> None:
         self.store, self.batch_instances = store, batch_instances
-        self.launcher = launcher.model_copy(update={"processes": 1})
+        self.launcher = launcher.alone()
         self.settings = {"launcher": launcher.model_dump(mode="json"), "batch_instances": batch_instances}
         self.tasks = {task.key(STEP): task for task in tasks}
 
@@ -121,7 +122,7 @@ class DownstreamJob:
         }
         started = time.monotonic()
         try:
-            launch("tasks.olmes.run", config, prepared[next(iter(missing))][0].folder, self.launcher)
+            launch("tasks.olmes.run", config, prepared[next(iter(missing))][0].folder, self.launcher, cordon=Cordon(self.store))
         finally:  # what is through is kept, whatever became of the others
             done = {key: each for key, each in prepared.items() if (each[0].folder / SCORES).exists()}
             for attempt, books in done.values():

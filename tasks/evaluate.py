@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
 from tasks.shards import ShardRef, ShardTask, Step
@@ -52,7 +53,7 @@ class EvaluateJob:
             "precision": self.precision,
             "output": str(attempt.folder / FILE),
         }
-        launch("trainer.evaluate", config, attempt.folder, self.launcher)
+        launch("trainer.evaluate", config, attempt.folder, self.launcher, cordon=Cordon(self.store))
         self._complete(task, attempt.folder, sources, empty)
         number = len(config["checkpoints"])
         attempt.commit(Books("checkpoints", number, number), time.monotonic() - started, only=[attempt.folder / FILE])

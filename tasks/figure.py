@@ -136,7 +136,7 @@ def _train(figure: Figure, text: Text, folder: Path, source: str, tell: Tell, wa
     configs = figure.train_configs(text, source)
     with _as_recipe_errors():
         for config in configs.values():
-            check_fit(Mix(text.folder, text.files), config, figure.launcher.processes)
+            check_fit(Mix(text.folder, text.files), config, figure.launcher.ranks)
     for name, config in configs.items():
         run = folder / "runs" / _key([_what(config), text.identity])
         run.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def _initialise(figure: Figure, text: Text, folder: Path, source: str, tell: Tel
 
     with locked(run, f"figure {figure.figure}"):
         if flat.keys() - _read(output).keys():
-            launcher = figure.launcher.model_copy(update={"processes": 1})
+            launcher = figure.launcher.alone()
             places = {"output": str(output), "device": launcher.device, "threads": launcher.threads_per_rank}
             launch("trainer.growth", {"models": flat, **settings, **places}, run, launcher, progress)
     found = _read(output)

@@ -1,52 +1,88 @@
-"""The local launcher: starts `torchrun -m trainer` (or a tool beside it) in a process group of its own and leaves nothing behind."""
+"""GPU jobs: `launch` runs a module under torchrun where the recipe says, on this machine or as a Slurm job, and away from cordoned hosts."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import json
+import logging
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.cordon import Cordon
 from tasks.errors import UserError
-from tasks.processes import PR_SET_PDEATHSIG, child_environment, group_is_alive
+from tasks.slurm import SlurmSettings
+from trainer.verdict import VERDICT
 
-GRACE_SECONDS = 30  # torchelastic gives its workers as long after SIGTERM
-POLL_SECONDS = 2
+ELSEWHERE = 3  # times that a job whose host was cordoned goes elsewhere by itself
+
+log = logging.getLogger(__name__)
 
 
 class LauncherConfig(BaseModel):
     """Where GPU jobs run. No part of any key: it may change a run's speed, not what it is."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["local"] = Field(default="local", description="local: torchrun on this machine.", json_schema_extra={"position": 0})
+    kind: Literal["local", "slurm"] = Field(
+        default="local", description="local: torchrun on this machine; slurm: jobs of a cluster.", json_schema_extra={"position": 0}
+    )
+    nodes: int = Field(
+        default=1, ge=1, description="Machines of a job; more than one on a cluster only.", json_schema_extra={"position": 1}
+    )
     processes: int = Field(
-        default=1, ge=1, description="Ranks: one a GPU, or one a core or two on a CPU.", json_schema_extra={"position": 1}
+        default=1, ge=1, description="Ranks of a machine: one a GPU, or one a core or two on a CPU.", json_schema_extra={"position": 2}
     )
     threads: int | None = Field(
         default=None,
         ge=1,
-        description="CPU threads a rank; the machine's cores shared out where left empty.",
-        json_schema_extra={"position": 2},
+        description="CPU threads a rank; where left empty the machine's cores shared out, on Slurm slurm.cpus.",
+        json_schema_extra={"position": 3},
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Device of the ranks.", json_schema_extra={"position": 3})
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of the ranks; on Slurm a GPU each unless it is cpu.", json_schema_extra={"position": 4}
+    )
     work_folder: str = Field(
         default="olmoflow-work",
         description="Folder for running jobs where the store is remote; all ranks must see it.",
-        json_schema_extra={"position": 4},
+        json_schema_extra={"position": 5},
     )
+    slurm: SlurmSettings = Field(default=SlurmSettings(), description="What Slurm is asked for.", json_schema_extra={"position": 6})
+
+    @model_validator(mode="after")
+    def _has_nodes(self) -> LauncherConfig:
+        if self.nodes > 1 and self.kind == "local":
+            raise ValueError(f"nodes is {self.nodes}, but kind local is this machine alone: take kind slurm, or leave nodes out")
+        return self
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.processes
+
+    @property
+    def ranks_key(self) -> str:
+        """Where a recipe says how many ranks there are."""
+        return "where.launcher.processes" if self.nodes == 1 else "where.launcher.nodes x processes"
 
     @property
     def threads_per_rank(self) -> int:
+        if self.kind == "slurm":
+            return self.threads or self.slurm.cpus
         return self.threads or max(1, (os.cpu_count() or 1) // self.processes)
+
+    def of_ranks(self, ranks: int) -> LauncherConfig:
+        """The same for a job of other ranks: on as many whole machines as they take. Raises ValueError where they fill none evenly."""
+        if self.kind == "local" or ranks <= self.processes:
+            return self.model_copy(update={"nodes": 1, "processes": ranks})
+        if ranks % self.processes:
+            raise ValueError(f"{ranks} ranks are no whole machines of {self.processes} (where.launcher.processes)")
+        return self.model_copy(update={"nodes": ranks // self.processes})
+
+    def alone(self) -> LauncherConfig:
+        """The same for a job of a single process."""
+        return self.of_ranks(1)
 
 
 def launch(
@@ -56,79 +92,46 @@ def launch(
     launcher: LauncherConfig,
     progress: Callable[[], None] = lambda: None,
     gpus: Sequence[str] = (),
+    cordon: Cordon | None = None,
 ) -> None:
-    """Run `-m MODULE CONFIG` to its end; output goes to `MODULE.log` in the folder. `gpus`: the only ones that it sees, if not all.
+    """Run `-m MODULE CONFIG` to its end; output goes to `MODULE.log` in the folder. `gpus`: the only ones of this machine that it sees, if not all.
 
-    An exception here (Ctrl-C, a cancelled flow) passes on as SIGTERM to the whole group, and SIGKILL after the grace. Raises UserError
-    with the log's last words where the job fails.
+    An exception here (Ctrl-C, a cancelled flow) passes on as SIGTERM to all of the job, and SIGKILL after the grace. Where a host fails the
+    health check it is cordoned, and the job goes elsewhere by itself. Raises UserError with the log's last words where the job fails.
     """
-    name = module.rsplit(".", 1)[-1]
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", module, str(path)]
-    if launcher.processes > 1:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={launcher.processes}",
-            "-m",
-            module,
-            str(path),
-        ]
-    log = folder / f"{name}.log"
-    with log.open("ab") as stream:
-        start = stream.tell()
-        process = subprocess.Popen(
-            command,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=child_environment(launcher.threads_per_rank) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
-            preexec_fn=_die_with_parent_hook(),
-        )
+    from tasks import launch_local, launch_slurm  # which know this module
+
+    path = folder / f"{module.rsplit('.', 1)[-1]}.yaml"
+    verdict = folder / VERDICT
+    for left in reversed(range(ELSEWHERE + 1)):
+        verdict.unlink(missing_ok=True)
         try:
-            code = _wait(process, progress)
-        finally:
-            _end_group(process)
-    if code != 0:
-        raise UserError(
-            f"{module} ended with {code}: {_last_words(log, start)} (whole log: {log}); run the same command again to go on where it stopped"
-        )
+            if launcher.kind == "slurm":
+                launch_slurm.run(module, config, path, launcher, progress, cordon)
+            else:
+                path.write_text(yaml.safe_dump(config, sort_keys=False))
+                launch_local.run(module, path, folder, launcher, progress, gpus, cordon)
+            return
+        except UserError:
+            faults = json.loads(verdict.read_text()) if verdict.exists() else []
+            cordoned = cordon.add(faults, str(folder)) if cordon else []
+            if not cordoned or not left:
+                raise
+            log.warning("%s failed the health check and is cordoned in the store; the job goes elsewhere", "; ".join(map(str, cordoned)))
 
 
-def _die_with_parent_hook() -> Callable[[], object]:
-    """Set between fork and exec, since torchrun's own process is none of ours; prepared here so that the child only makes one call."""
-    if sys.platform != "linux":
-        return lambda: None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def failed(module: str, code: int | str, path: Path, start: int) -> UserError:
+    """How a job failed, in one sentence, with the last words of its log from `start` on."""
+    return UserError(
+        f"{module} ended with {code}: {last_words(path, start)} (whole log: {path}); run the same command again to go on where it stopped"
+    )
 
 
-def _wait(process: subprocess.Popen[bytes], progress: Callable[[], None]) -> int:
-    while True:
-        try:
-            return process.wait(POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            progress()
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        until = time.monotonic() + GRACE_SECONDS
-        # a rank that still saves may outlive the process that started it
-        while (process.poll() is None or group_is_alive(process.pid)) and time.monotonic() < until:
-            time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):  # whoever of the group is left, though its first process has ended
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _last_words(log: Path, start: int) -> str:
-    """The error line that a person would look for in the log: the trainer's own sentence, else the last line."""
-    with log.open("rb") as stream:
+def last_words(path: Path, start: int) -> str:
+    """The error line that a person would look for in a log: the trainer's own sentence, else the last line."""
+    if not path.exists():
+        return "no output"
+    with path.open("rb") as stream:
         stream.seek(start)
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import evaluate
+from tasks.cordon import Cordon
 from tasks.launch import LauncherConfig, launch
 from tasks.shards import ShardRef, ShardTask, Step
 from tasks.store import Attempt, Books, Store
@@ -61,7 +62,10 @@ class SoupJob:
         attempt.commit(Books("checkpoints", len(folders), kept, dropped), time.monotonic() - started, only=[*files, *told])
 
     def _mean(self, folders: list[str], weights: list[float] | None, output: Path, folder: Path) -> None:
-        launch("trainer.soup", {"ingredients": folders, "weights": weights, "output": str(output)}, folder, LauncherConfig())
+        launcher = self.launcher.alone().model_copy(update={"device": "cpu"})
+        launch(
+            "trainer.soup", {"ingredients": folders, "weights": weights, "output": str(output)}, folder, launcher, cordon=Cordon(self.store)
+        )
 
     def _greedy(self, task: ShardTask, folders: list[str], folder: Path) -> int:
         """Leave the best soup that was tried in `folder`, with the books of all of them; returns how many ingredients it has."""
@@ -101,6 +105,6 @@ class SoupJob:
             "precision": task.config["greedy"]["precision"],
             "output": str(output),
         }
-        launch("trainer.evaluate", config, folder, self.launcher)
+        launch("trainer.evaluate", config, folder, self.launcher, cordon=Cordon(self.store))
         found = json.loads(output.read_text())["checkpoints"]
         return {name: float(found[name]["all"]["bits_per_byte"]) for name in checkpoints}

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
 from tasks.progress import Progress, Watch
@@ -130,7 +131,7 @@ class TrainJob:
                 self.check()
                 progress()
 
-            launch("trainer", config, folder, self.launcher, poll, self.gpus)
+            launch("trainer", config, folder, self.launcher, poll, self.gpus, Cordon(self.store))
             progress()  # the last steps
             done = json.loads((folder / "done.json").read_text())
             self._commit(task, key, folder, done, time.monotonic() - started)

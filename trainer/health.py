@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from olmo_model.config import ModelConfig
 from trainer.errors import TrainerError
 from trainer.parallel import World
+from trainer.verdict import VERDICT, Fault
 
 # Weights, gradients and AdamW's two moments, fp32. Activations come on top; this is what the run cannot do without.
 _BYTES_PER_PARAMETER = 16
@@ -18,32 +21,48 @@ _PATTERN_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
 _MATRIX = {"cuda": 4096, "cpu": 256}
 
 
-def check(model: ModelConfig, world: World, replicas: int = 1) -> None:
+def check(model: ModelConfig, world: World, replicas: int = 1, folder: Path | None = None) -> None:
     """Collective. Raises TrainerError on every rank, naming each host and device that failed and how, where one did.
 
-    `replicas`: copies of the model among the ranks.
+    `replicas`: copies of the model among the ranks. `folder`: where the faults are also left as `health.json`.
     """
     need_bytes = model.num_parameters() * _BYTES_PER_PARAMETER * replicas // world.size
-    _raise_any(world, _local_fault(need_bytes, world))
-    _raise_any(world, _reduction_fault(world))
+    _raise_any(world, _local_fault(need_bytes, world), folder)
+    _raise_any(world, _reduction_fault(world), folder)
 
 
-def _raise_any(world: World, fault: str | None) -> None:
+def _raise_any(world: World, fault: Fault | None, folder: Path | None) -> None:
     try:
-        faults = world.gather(fault)
+        faults = [each for each in world.gather(fault) if each]
+        if faults and world.rank == 0:
+            _write(faults, folder)
+        if faults:
+            dist.barrier()  # whoever leaves first may take the others with it
     except RuntimeError as error:  # what broke the all-reduce can break this too; what this rank knows is told all the same
-        faults = [fault or _named(world, f"hearing from the other ranks raised {_first_line(error)}")]
-    named = [each for each in faults if each]
-    if named:
-        raise TrainerError(f"the health check failed: {'; '.join(named)}; take the host out and start again.")
+        faults = [fault or _fault(world, f"hearing from the other ranks raised {_first_line(error)}")]
+        if faults[0].own:
+            _write(faults, folder)
+    if faults:
+        raise TrainerError(f"the health check failed: {'; '.join(map(str, faults))}; take the host out and start again.")
 
 
-def _local_fault(need_bytes: int, world: World) -> str | None:
+def _write(faults: list[Fault], folder: Path | None) -> None:
+    if folder is not None:
+        partial = folder / f"{VERDICT}.partial"
+        partial.write_text(json.dumps([asdict(each) for each in faults], indent=1))
+        partial.replace(folder / VERDICT)
+
+
+def _local_fault(need_bytes: int, world: World) -> Fault | None:
     try:
-        fault = product_fault(world.device) or memory_fault(world.device, need_bytes)
+        broken = product_fault(world.device)
+        short = None if broken else room_fault(world.device, need_bytes)
+        if not broken and not short:
+            broken = memory_fault(world.device)
     except RuntimeError as error:  # what a broken GPU raises; one sentence for the launcher instead of a traceback from each rank
-        fault = f"raised {_first_line(error)}"
-    return _named(world, fault) if fault else None
+        return _fault(world, f"raised {_first_line(error)}", own=not isinstance(error, torch.OutOfMemoryError))
+    told = broken or short
+    return _fault(world, told, own=broken is not None) if told else None
 
 
 def product_fault(device: torch.device) -> str | None:
@@ -61,11 +80,16 @@ def product_fault(device: torch.device) -> str | None:
     return None
 
 
-def memory_fault(device: torch.device, need_bytes: int) -> str | None:
-    """What is wrong with the memory: too little free for `need_bytes`, or a written pattern that reads back otherwise; None: nothing."""
+def room_fault(device: torch.device, need_bytes: int) -> str | None:
+    """What is wrong with the free memory where it is less than `need_bytes`; None: nothing."""
     free = _free_bytes(device)
-    if free is not None and free < need_bytes:
-        return f"{free / 2**30:.1f} GiB of memory free, the weights, gradients and optimizer state alone take {need_bytes / 2**30:.1f} GiB"
+    if free is None or free >= need_bytes:
+        return None
+    return f"{free / 2**30:.1f} GiB of memory free, the weights, gradients and optimizer state alone take {need_bytes / 2**30:.1f} GiB"
+
+
+def memory_fault(device: torch.device) -> str | None:
+    """What is wrong with the memory, whose written pattern reads back otherwise; None: nothing."""
     pattern = torch.arange(_PATTERN_BYTES[device.type] // 8, device=device)
     pattern = pattern.bitwise_xor_(0x5555_5555)
     if not torch.equal(pattern.bitwise_xor_(0x5555_5555), torch.arange(len(pattern), device=device)):
@@ -84,19 +108,22 @@ def _free_bytes(device: torch.device) -> int | None:
     return int(lines["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _reduction_fault(world: World) -> str | None:
+def _reduction_fault(world: World) -> Fault | None:
     """What is wrong with a sum over all ranks; None: nothing."""
     try:
         total = torch.full((1 << 16,), float(world.rank + 1), device=world.device)
         dist.all_reduce(total)
         right = bool((total == world.size * (world.size + 1) / 2).all())
     except RuntimeError as error:
-        return _named(world, f"an all-reduce raised {_first_line(error)}")
-    return None if right else _named(world, "an all-reduce returned other sums than it should")
+        return _fault(world, f"an all-reduce raised {_first_line(error)}")
+    return None if right else _fault(world, "an all-reduce returned other sums than it should")
 
 
-def _named(world: World, fault: str) -> str:
-    return f"host {world.host}, device {world.device} (rank {world.rank}): {fault}"
+def _fault(world: World, fault: str, own: bool = False) -> Fault:
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    place = world.device.index if world.device.type == "cuda" else None
+    gpu = None if place is None else seen[place] if place < len(seen) else str(place)
+    return Fault(world.host, str(world.device), gpu, world.rank, fault, own)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -67,6 +67,7 @@ def start(device: str, threads: int | None, deterministic: bool = False) -> Worl
         threads: CPU threads of this process; None: torch's choice.
         deterministic: refuse nondeterministic operations.
     """
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # as who started the ranks calls it
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
@@ -77,7 +78,7 @@ def start(device: str, threads: int | None, deterministic: bool = False) -> Worl
     if device != "cpu" and torch.cuda.is_available():
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if own.index >= torch.cuda.device_count():
-            raise TrainerError(f"host {socket.gethostname()} has {torch.cuda.device_count()} GPUs; start no more ranks than that on it.")
+            raise TrainerError(f"host {host} has {torch.cuda.device_count()} GPUs; start no more ranks than that on it.")
         torch.cuda.set_device(own)
     else:
         own = torch.device("cpu")
@@ -87,7 +88,7 @@ def start(device: str, threads: int | None, deterministic: bool = False) -> Worl
         dist.init_process_group(backend, timeout=_TIMEOUT)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
-    world = World(dist.get_rank(), dist.get_world_size(), own, socket.gethostname())
+    world = World(dist.get_rank(), dist.get_world_size(), own, host)
     level = logging.INFO if world.rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s rank {world.rank} %(levelname)s %(message)s")
     return world

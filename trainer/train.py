@@ -162,7 +162,7 @@ def prepare(config: TrainConfig, world: World) -> Run:
     check_files(loader.mix, world)
     held_out = HeldOut(config.held_out, config, loader.mix, world) if config.held_out else None
     _claim_folder(folder, config, world)
-    health.check(config.model, world, config.parallel.replicas)
+    health.check(config.model, world, config.parallel.replicas, folder)
     torch.manual_seed(config.seed)
     model = parallel.build_model(config.model, world, config.precision, config.seed, config.parallel)
     model.plain_loss = config.loss == "plain"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import launch as launcher
+from tasks import launch_local as launcher
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
 

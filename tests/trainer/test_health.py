@@ -1,6 +1,8 @@
 """The health check passes on a sound machine and names what is not sound."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from olmo_model.config import PRESETS, ModelConfig
 from trainer import health
 from trainer.errors import TrainerError
 from trainer.parallel import World
+from trainer.verdict import VERDICT
 
 
 def test_a_sound_machine_passes(world: World, model_dict: dict) -> None:
@@ -91,3 +94,27 @@ def test_a_model_too_large_for_the_memory_is_named(monkeypatch: pytest.MonkeyPat
         health.check(PRESETS["7b"], world)
     with pytest.raises(TrainerError, match=r"take 54\.4 GiB"):  # a copy of the model on four of eight ranks
         health.check(PRESETS["7b"], dataclasses.replace(world, size=8), replicas=4)
+
+
+def test_the_verdict_is_left_as_a_file_that_names_whose_fault_it_is(
+    monkeypatch: pytest.MonkeyPatch, world: World, model_dict: dict, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(health, "product_fault", lambda device: "a product came out wrong")
+    with pytest.raises(TrainerError):
+        health.check(ModelConfig(**model_dict), world, folder=tmp_path)
+    told = {"host": world.host, "device": "cpu", "gpu": None, "rank": 0, "fault": "a product came out wrong", "own": True}
+    assert json.loads((tmp_path / VERDICT).read_text()) == [told]
+    monkeypatch.undo()
+    monkeypatch.setattr(health, "_free_bytes", lambda device: 0)  # which may be a model that is too large
+    with pytest.raises(TrainerError):
+        health.check(ModelConfig(**model_dict), world, folder=tmp_path)
+    (told,) = json.loads((tmp_path / VERDICT).read_text())
+    assert not told["own"] and "GiB of memory free" in told["fault"]
+
+
+def test_a_gpu_has_the_name_by_which_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    second = dataclasses.replace(world, device=torch.device("cuda", 1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7a")
+    assert health._fault(second, "x").gpu == "GPU-7a"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert health._fault(second, "x").gpu == "1"

@@ -6,6 +6,8 @@ import sys
 import pytest
 from slurm_cluster import COMMANDS, DAEMONS, PATH, Cluster
 
+from tests.trainer.conftest import make_config, make_documents, make_mix, model_dict  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def started_cluster():
