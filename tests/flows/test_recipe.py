@@ -83,6 +83,10 @@ def test_metrics_and_skipped_steps_are_what_the_trainer_takes(small):
 def test_copies_of_the_model_that_do_not_divide_the_ranks_are_refused(small):
     eight = ["where.launcher.processes=8", "pretrain.micro_batch_instances=1"]
     assert load(small, [*eight, "where.parallel.replicas=4"]).where.parallel.replicas == 4
+    nodes = ["where.launcher.kind=slurm", "where.launcher.nodes=2", "where.launcher.processes=4", "pretrain.micro_batch_instances=1"]
+    assert load(small, [*nodes, "where.parallel.replicas=8"]).where.launcher.ranks == 8
+    assert "which does not divide where.launcher.nodes x processes 8" in fault(small, [*nodes, "where.parallel.replicas=3"])
+    assert "where.launcher: nodes is 2, but kind local" in fault(small, [*nodes[1:]])
     told = fault(small, [*eight, "where.parallel.replicas=3"])
     assert "where.parallel.replicas is 3, which does not divide where.launcher.processes 8" in told
 

@@ -214,3 +214,29 @@ def test_the_job_of_a_launcher_that_is_killed_is_taken_over_or_saves_and_ends(ma
     else:
         wait_for(lambda: not cluster.live() and not cluster.processes(), "the end of the job")
         assert 4 < steps_saved(folder)[0] < 40
+
+
+@pytest.mark.soak
+def test_a_whole_recipe_on_the_cluster_ends_as_on_this_machine(lab, cluster, tmp_path):
+    """Data steps as arrays, trainings, soup and evaluations as jobs; two micro-anneals beside each other."""
+    lab.config["micro_anneals"]["web"] = {"sources": {"web": 0.5}, "general": {"maths": 1}}
+    lab.config["pretrain"] |= {"micro_batch_instances": 4, "steps": 8}
+    wheres = {
+        "local": {"engine": {"workers": 2}, "launcher": {"processes": 2, "threads": 1, "device": "cpu"}},
+        "slurm": {
+            "engine": {"kind": "slurm", "workers": 2, "work_folder": str(lab.folder / "work")},
+            "launcher": {"kind": "slurm", "nodes": 2, "device": "cpu", "slurm": {"memory": "1G"}},
+            "micro_anneals": {"gpus": 4},
+        },
+    }
+    for name, where in wheres.items():
+        lab.write({**lab.config, "store": str(lab.folder / name), "where": where})
+        lab.environment = cluster.environment | lab.environment | {"SLURM_CONF": str(cluster.conf), "GLOO_SOCKET_IFNAME": "lo"}
+        done = lab.run("run", "end-to-end", str(lab.file), "--json")
+        assert done.returncode == 0, done.stderr
+    lab.store = lab.folder / "local"
+    steps = ("ingest", "train-scorer", "score", "tokenizer", "tokenize", "select", "mix", "held-out")
+    local, losses_of_local = lab.checksums(*steps), lab.losses()
+    lab.store = lab.folder / "slurm"
+    assert lab.checksums(*steps) == local and lab.losses() == losses_of_local
+    assert len(losses_of_local) == 5 and not cluster.processes()
