@@ -96,7 +96,12 @@ class _Array:
         slurm.write_script(
             "shards.sh",
             self.script,
-            options=[*config.sbatch(), f"--cpus-per-task={config.cpus}", f"--chdir={Path.cwd()}"],
+            options=[
+                *config.sbatch(),
+                f"--cpus-per-task={config.cpus}",
+                f"--chdir={Path.cwd()}",
+                slurm.output_option(self.folder / "log-", "%a"),
+            ],
             folder=self.folder,
             setup=config.setup,
             python=sys.executable,

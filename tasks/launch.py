@@ -109,6 +109,7 @@ def launch(
             if launcher.kind == "slurm":
                 launch_slurm.run(module, config, path, launcher, progress, cordon)
             else:
+                launch_slurm.end_earlier(path)
                 path.write_text(yaml.safe_dump(config, sort_keys=False))
                 launch_local.run(module, path, folder, launcher, progress, gpus, cordon)
             return

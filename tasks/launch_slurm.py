@@ -29,10 +29,25 @@ GRACE_SECONDS = 30  # from SIGTERM to SIGKILL when it is cancelled
 LIMIT_GRACE_SECONDS = 120  # from SIGTERM to the time limit
 SHORT_SECONDS = 600.0  # a job that ends sooner, though it should go on, does so only `AGAIN` times
 AGAIN = 3
+BOOKS = ".job"  # the file beside a config that names the job while it runs
 GOES_ON = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL"}
 CODES = {str(TERMINATED): "asked to end by Slurm, as before its time limit", str(ALONE): "nobody had waited for it"}
 
 log = logging.getLogger(__name__)
+
+
+def end_earlier(path: Path, but: str = "") -> None:
+    """End the job that a launch left in this folder when it was killed, unless its name is `but`: two must not write at once."""
+    books = path.with_suffix(BOOKS)
+    if not books.exists() or (name := json.loads(books.read_text())["name"]) == but:
+        return
+    try:
+        found = slurm.find(name)
+        if found is not None:
+            slurm.end(found, GRACE_SECONDS)
+    except UserError as error:
+        raise UserError(f"Slurm job {name} may still run in {path.parent} ({error}); see that it has ended, and remove {books}") from error
+    books.unlink()
 
 
 def run(
@@ -41,7 +56,7 @@ def run(
     """See `tasks.launch.launch`; `path` is where the config is written."""
     job = _Job(module, config, path, launcher)
     job.check_folder()
-    job.end_another()
+    end_earlier(path, job.name)
     short = 0
     while True:
         began = time.monotonic()
@@ -60,7 +75,7 @@ class _Job:
     def __init__(self, module: str, config: dict[str, Any], path: Path, launcher: LauncherConfig) -> None:
         self.module, self.path, self.launcher = module, path, launcher
         self.text = yaml.safe_dump(config, sort_keys=False)
-        self.code, self.script, self.log, self.books = (path.with_suffix(f".{ending}") for ending in ("code", "sh", "log", "job"))
+        self.code, self.script, self.log, self.books = (path.with_suffix(ending) for ending in (".code", ".sh", ".log", BOOKS))
         self.heartbeat = Heartbeat(path.with_suffix(".heartbeat"), ALONE_SECONDS)
         settings = launcher.model_dump(include={"nodes", "processes", "threads", "device", "slurm"})
         self.name = f"olmoflow-{path.stem}-{fingerprint([str(path), self.text, settings])[:16]}"
@@ -73,13 +88,6 @@ class _Job:
                 "folder that every node sees, or set TMPDIR to such a folder"
             )
 
-    def end_another(self) -> None:
-        """End the job of an earlier launch in this folder that was another (fewer ranks, say): two must not write at once."""
-        another = json.loads(self.books.read_text())["name"] if self.books.exists() else self.name
-        found = slurm.find(another) if another != self.name else None
-        if found is not None:
-            slurm.end(found, GRACE_SECONDS)
-
     def run(self, progress: Callable[[], None], cordon: Cordon | None) -> tuple[str, int]:
         """Submit the job, or find it, and wait for its end; its exit code or else its state, and where in the log its output begins."""
 
@@ -91,9 +99,10 @@ class _Job:
         self.heartbeat.beat()
         found = slurm.find(self.name)
         if found is None:
+            exclude = self._exclude(cordon)
             self._write()
-            self.id = slurm.submit(self.script, self.name, self._exclude(cordon))
-            self.books.write_text(json.dumps({"name": self.name, "job": self.id}))
+            self.books.write_text(json.dumps({"name": self.name}))
+            self.id = slurm.submit(self.script, self.name, exclude)
         else:
             self.id = found
             log.info("%s goes on in Slurm job %s, which an earlier run started", self.module, self.id)
@@ -102,6 +111,8 @@ class _Job:
         except BaseException:
             slurm.end(self.id, GRACE_SECONDS)
             raise
+        finally:
+            self.books.unlink()
         return self._outcome(told), start
 
     def _write(self) -> None:
@@ -113,12 +124,11 @@ class _Job:
         slurm.write_script(
             "torchrun.sh",
             self.script,
-            options=[*launcher.slurm.sbatch(), *gpus, *limit, f"--chdir={Path.cwd()}"],
+            options=[*launcher.slurm.sbatch(), *gpus, *limit, f"--chdir={Path.cwd()}", slurm.output_option(self.log)],
             nodes=launcher.nodes,
             processes=launcher.processes,
             cpus=launcher.slurm.cpus * launcher.processes,
             threads=launcher.threads_per_rank,
-            log=self.log,
             setup=launcher.slurm.setup,
             code=self.code,
             python=sys.executable,

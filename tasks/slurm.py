@@ -92,6 +92,11 @@ class Unreachable(Exception):
     """The controller gave no answer."""
 
 
+def output_option(path: Path, suffix: str = "") -> str:
+    """sbatch's option for a log; in a path % begins what sbatch fills in, as it may do in the suffix."""
+    return f"--output={str(path).replace('%', '%%')}{suffix}"
+
+
 def write_script(template: str, path: Path, **values: object) -> None:
     """A batch script from a template of `deployments/slurm`; `quote` in it is the shell's."""
     environment = jinja2.Environment(

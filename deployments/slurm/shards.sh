@@ -4,7 +4,7 @@
 #SBATCH {{ option | option }}
 {% endfor %}
 #SBATCH --nodes=1 --ntasks=1 --requeue
-#SBATCH --output={{ folder }}/log-%a --open-mode=append
+#SBATCH --open-mode=append
 {% for line in setup %}
 {{ line }}
 {% endfor %}

@@ -5,7 +5,7 @@
 #SBATCH {{ option | option }}
 {% endfor %}
 #SBATCH --nodes={{ nodes }} --ntasks-per-node=1 --cpus-per-task={{ cpus }} --requeue
-#SBATCH --output={{ log | option }} --open-mode=append
+#SBATCH --open-mode=append
 {% for line in setup %}
 {{ line }}
 {% endfor %}

@@ -57,7 +57,7 @@ def test_a_job_on_gpus_asks_for_nodes_gpus_and_time_to_save(commands, tmp_path):
     told = asked(commands)
     assert {"--partition=gpu", "--time=2-00:00:00", "--mem=900G", "--qos=long", "--gpus-per-node=8", "--signal=TERM@120"} <= set(told)
     assert "--nodes=4 --ntasks-per-node=1 --cpus-per-task=96 --requeue" in told
-    assert f'--output="{folder}/trainer.log" --open-mode=append' in told
+    assert f'"--output={folder}/trainer.log"' in told
     script = (commands / "asked.sh").read_text()
     assert "\nmodule load cuda\n" in script and "--nproc-per-node=8" in script
     assert (folder / "trainer.yaml").read_text() == "a: 1\n"

@@ -6,7 +6,7 @@ import sys
 import pytest
 from slurm_cluster import COMMANDS, DAEMONS, PATH, Cluster
 
-from tests.trainer.conftest import make_config, make_documents, make_mix, model_dict  # noqa: F401
+from tests.trainer.conftest import make_config, make_documents, make_mix, model_dict, rank_server, run_ranks  # noqa: F401
 
 
 @pytest.fixture(scope="session")

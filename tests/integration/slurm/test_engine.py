@@ -33,8 +33,9 @@ def _impatient(monkeypatch):
 @pytest.fixture
 def steps(tmp_path, monkeypatch):
     """A folder of modules that jobs can import."""
-    folder = tmp_path / "steps"
+    folder = tmp_path / "the steps"
     folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
     def made(name: str, body: str) -> Step:
@@ -47,7 +48,7 @@ def steps(tmp_path, monkeypatch):
 
 
 def run_step(folder: Path, step: Step, parts: int = 3, watch=ignore, **settings) -> None:
-    engine = SlurmEngine(SlurmConfig(work_folder=str(folder / "work"), **settings), watch)
+    engine = SlurmEngine(SlurmConfig(work_folder=str(folder / "the work"), **settings), watch)
     Runner(Store(str(folder / "store")), engine).run(step, "some", [ShardTask(f"part {i}", {"part": i}, {}) for i in range(parts)])
 
 
@@ -144,7 +145,7 @@ def test_a_run_that_is_stopped_leaves_no_job(tmp_path, cluster, steps):
         run_step(tmp_path, steps("that_waits", f"Path({str(tmp_path)!r}, 'begun').touch(); import time; time.sleep(1000)"), watch=stop)
     assert not cluster.live()
     wait_for(lambda: not cluster.processes(), "the end of all processes")
-    assert not list((tmp_path / "work").iterdir())
+    assert not list((tmp_path / "the work").iterdir())
 
 
 def test_the_jobs_of_a_run_that_is_killed_end_by_themselves(tmp_path, cluster, steps):

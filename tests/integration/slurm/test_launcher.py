@@ -78,6 +78,14 @@ def train(make_config, tmp_path):
     return run
 
 
+@pytest.fixture
+def local(make_config, run_ranks, tmp_path):
+    """The folder of the same run by two ranks of this machine, which nothing disturbs."""
+    folder = tmp_path / "local"
+    run_ranks(make_config(max_steps=STEPS, micro_batch_instances=2, run_folder=str(folder)), 2)
+    return folder
+
+
 def losses(folder: Path) -> list[float]:
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
@@ -100,7 +108,7 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step")) for path in folder.glob("checkpoints/*/checkpoint.json"))
 
 
-def test_two_nodes_train_as_two_local_ranks_do_and_a_cancelled_run_has_saved(train, cluster, tmp_path):
+def test_two_nodes_train_as_two_local_ranks_do_and_a_cancelled_run_has_saved(train, local, cluster, tmp_path):
     def stop():
         if len(losses(tmp_path / "slurm")) > 4:
             raise Stop
@@ -112,8 +120,7 @@ def test_two_nodes_train_as_two_local_ranks_do_and_a_cancelled_run_has_saved(tra
     ((saved),) = steps_saved(tmp_path / "slurm")
     assert 4 < saved < STEPS
     train("slurm", TWO_NODES)
-    train("local", LauncherConfig(processes=2, threads=1, device="cpu"), "trainer")
-    check_same(tmp_path / "slurm", tmp_path / "local")
+    check_same(tmp_path / "slurm", local)
     assert f"resumed from {tmp_path}/slurm/checkpoints/step{saved:07d}" in (tmp_path / "slurm" / "slow_trainer.log").read_text()
 
 
@@ -158,11 +165,10 @@ def disturbed(train, cluster, folder, disturb):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("what", ["requeue", "node"])
-def test_a_job_that_slurm_requeues_ends_with_the_same_weights(train, cluster, tmp_path, what):
-    train("local", LauncherConfig(processes=2, threads=1, device="cpu"), "trainer")
+def test_a_job_that_slurm_requeues_ends_with_the_same_weights(train, local, cluster, tmp_path, what):
     happens = {"requeue": lambda job: cluster.command("scontrol", "requeue", job), "node": lambda job: cluster.kill_node("n2")}
     disturbed(train, cluster, tmp_path / "slurm", happens[what])
-    check_same(tmp_path / "slurm", tmp_path / "local")
+    check_same(tmp_path / "slurm", local)
     assert "resumed from" in (tmp_path / "slurm" / "slow_trainer.log").read_text()
 
 
@@ -191,8 +197,10 @@ launch("slow_trainer", config, Path(config["run_folder"]), LauncherConfig(**yaml
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("again", [True, False])
-def test_the_job_of_a_launcher_that_is_killed_is_taken_over_or_saves_and_ends(make_config, cluster, modules, tmp_path, monkeypatch, again):
+@pytest.mark.parametrize("again", ["there", "here", ""])
+def test_the_job_of_a_launcher_that_is_killed_is_taken_over_or_ended_or_saves_and_ends_by_itself(
+    make_config, cluster, modules, tmp_path, monkeypatch, again
+):
     folder = tmp_path / "run"
     folder.mkdir()
     config = make_config(max_steps=40, run_folder=str(folder), **{"checkpoint.every_steps": 1000})
@@ -207,7 +215,11 @@ def test_the_job_of_a_launcher_that_is_killed_is_taken_over_or_saves_and_ends(ma
         killed.kill()
         killed.wait()
     (job,) = cluster.live()
-    if again:
+    if again == "here":
+        launch("slow_trainer", config, folder, LauncherConfig(threads=1, device="cpu"))
+        assert not cluster.processes() and len(losses(folder)) == 40
+        assert "resumed" in (folder / "slow_trainer.log").read_text()
+    elif again == "there":
         launch("slow_trainer", config, folder, ONE_NODE)
         assert cluster.jobs()[job] == "COMPLETED" and len(losses(folder)) == 40
         assert "resumed" not in (folder / "slow_trainer.log").read_text()
