@@ -19,7 +19,7 @@ from flows.recipe import Recipe
 from flows.report import Gathering, write_report
 from flows.summary import RunSummary, summary_path
 from tasks import downstream
-from tasks import launch as launcher
+from tasks import launch_local as launcher
 from tasks.errors import UserError
 from tasks.mix_plan import MixSource
 from tasks.olmes.definitions import TASKS
@@ -218,7 +218,7 @@ def test_page_and_terminal_have_the_table(made, tmp_path, monkeypatch):
 def score_at_once(told):
     """Stands for lm-eval: each model gets scores that follow from its weights' bytes, kept in `told` by the model's folder."""
 
-    def launch(module, config, folder, launcher, *rest):
+    def launch(module, config, folder, launcher, *rest, **more):
         assert module == "tasks.olmes.run"
         weights = Path(config["model"], "model.safetensors").read_bytes()
         told[config["model"]] = {task: int(sha256(weights + task.encode()).hexdigest(), 16) % 101 / 100 for task in config["tasks"]}

@@ -15,7 +15,7 @@ class InProcess(Engine):
             run_shard(store, plan["step"], spec, importlib.import_module(plan["step"]["module"]).run)
 
 
-def launch_here(module, config, folder, launcher, *rest):
+def launch_here(module, config, folder, launcher, *rest, **more):
     """In place of `tasks.launch.launch`: the program of one rank."""
     path = folder / f"{module}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -28,7 +28,7 @@ def cook(store, monkeypatch):
     def number(folder: str) -> float:
         return float(json.loads((Path(folder) / "checkpoint.json").read_text()))
 
-    def launch(module, config, folder, launcher, *rest):
+    def launch(module, config, folder, launcher, *rest, **more):
         launched.append((module, launcher.processes))
         if module == "trainer.soup":
             mean = sum(map(number, config["ingredients"])) / len(config["ingredients"])

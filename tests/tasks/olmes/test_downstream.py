@@ -37,10 +37,10 @@ def test_what_is_through_is_kept_though_a_later_task_fails_and_only_that_one_is_
     runner = Runner(store, Engine())
     launches = []
 
-    def launch(module, config, folder, launcher):
+    def launch(module, config, folder, launcher, **more):
         launches.append(list(config["tasks"]))
         if len(launches) > 1:
-            real(module, config, folder, launcher)
+            real(module, config, folder, launcher, **more)
             return
         damaged = Path(config["tasks"]["naturalqs"]) / REQUESTS / "naturalqs_generate.yaml"
         damaged.write_text("task: naturalqs_generate\n")
@@ -61,7 +61,7 @@ def test_what_is_through_is_kept_though_a_later_task_fails_and_only_that_one_is_
 
 
 def test_the_books_tell_what_a_subset_leaves_out(store, write, arc, monkeypatch):
-    def launch(module, config, folder, launcher):
+    def launch(module, config, folder, launcher, **more):
         for out in config["tasks"].values():
             for name in (SCORES, SAMPLES):
                 (Path(out) / name).write_text("{}")
