@@ -57,6 +57,12 @@ class LauncherConfig(BaseModel):
             raise ValueError(f"nodes is {self.nodes}, but kind local is this machine alone: take kind slurm, or leave nodes out")
         return self
 
+    @model_validator(mode="after")
+    def _has_gpus(self) -> LauncherConfig:
+        if self.kind == "slurm" and self.device == "auto":
+            self.device = "cuda"  # each rank asks for a GPU: one that saw none would train on the CPU without a word
+        return self
+
     @property
     def ranks(self) -> int:
         return self.nodes * self.processes

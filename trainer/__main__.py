@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.config import load_config
 from trainer.errors import TrainerError
 from trainer.process import die_with_torchrun, keep_freed_memory
+from trainer.verdict import DeviceError, write
 
 
 def main(arguments: list[str]) -> int:
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
             keep_freed_memory()
         code = train(config, world)
     except TrainerError as error:
+        if isinstance(error, DeviceError):
+            write([error.fault], Path(config.run_folder))
         print(f"error: {error}", file=sys.stderr)
         return 1
     parallel.stop()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from olmo_model.config import ModelConfig
+from trainer import verdict
 from trainer.errors import TrainerError
 from trainer.parallel import World
-from trainer.verdict import VERDICT, Fault
+from trainer.verdict import Fault
 
 # Weights, gradients and AdamW's two moments, fp32. Activations come on top; this is what the run cannot do without.
 _BYTES_PER_PARAMETER = 16
@@ -34,23 +33,16 @@ def check(model: ModelConfig, world: World, replicas: int = 1, folder: Path | No
 def _raise_any(world: World, fault: Fault | None, folder: Path | None) -> None:
     try:
         faults = [each for each in world.gather(fault) if each]
-        if faults and world.rank == 0:
-            _write(faults, folder)
+        if faults and world.rank == 0 and folder is not None:
+            verdict.write(faults, folder)
         if faults:
             dist.barrier()  # whoever leaves first may take the others with it
     except RuntimeError as error:  # what broke the all-reduce can break this too; what this rank knows is told all the same
         faults = [fault or _fault(world, f"hearing from the other ranks raised {_first_line(error)}")]
-        if faults[0].own:
-            _write(faults, folder)
+        if faults[0].own and folder is not None:
+            verdict.write(faults, folder)
     if faults:
         raise TrainerError(f"the health check failed: {'; '.join(map(str, faults))}; take the host out and start again.")
-
-
-def _write(faults: list[Fault], folder: Path | None) -> None:
-    if folder is not None:
-        partial = folder / f"{VERDICT}.partial"
-        partial.write_text(json.dumps([asdict(each) for each in faults], indent=1))
-        partial.replace(folder / VERDICT)
 
 
 def _local_fault(need_bytes: int, world: World) -> Fault | None:
@@ -120,9 +112,7 @@ def _reduction_fault(world: World) -> Fault | None:
 
 
 def _fault(world: World, fault: str, own: bool = False) -> Fault:
-    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    place = world.device.index if world.device.type == "cuda" else None
-    gpu = None if place is None else seen[place] if place < len(seen) else str(place)
+    gpu = verdict.gpu_name(world.device.index) if world.device.type == "cuda" else None
     return Fault(world.host, str(world.device), gpu, world.rank, fault, own)
 
 

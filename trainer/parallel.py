@@ -23,6 +23,7 @@ from olmo_model.model import Olmo2
 from trainer.config import ParallelConfig
 from trainer.errors import TrainerError
 from trainer.loss import Exponentials, next_token_loss, plain_next_token_loss, row_exponentials
+from trainer.verdict import DeviceError, Fault, gpu_name
 
 # Longer than any step or checkpoint write should take; a rank that died silently ends the others after it.
 _TIMEOUT = timedelta(minutes=30)
@@ -79,7 +80,12 @@ def start(device: str, threads: int | None, deterministic: bool = False) -> Worl
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if own.index >= torch.cuda.device_count():
             raise TrainerError(f"host {host} has {torch.cuda.device_count()} GPUs; start no more ranks than that on it.")
-        torch.cuda.set_device(own)
+        try:
+            torch.cuda.set_device(own)
+            torch.zeros(1, device=own)  # takes the device, which may refuse
+        except RuntimeError as error:
+            rank, cause = int(os.environ.get("RANK", "0")), (str(error).splitlines() or [type(error).__name__])[0].rstrip(".;")
+            raise DeviceError(Fault(host, str(own), gpu_name(own.index), rank, f"raised {cause}", own=True)) from error
     else:
         own = torch.device("cpu")
     # gloo beside nccl carries small Python objects without touching the GPU.

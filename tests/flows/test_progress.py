@@ -1,6 +1,7 @@
 """Who hears of progress: the terminal, a log file, Prefect."""
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
@@ -73,3 +74,14 @@ def test_a_prefect_server_that_is_away_ends_no_work(prefect, monkeypatch):
     watch = face.Watching()
     for seconds in range(12):
         watch(of("web", seconds, 1))
+
+
+def test_what_the_code_below_logs_is_told_to_listeners_while_a_run_goes_on(monkeypatch):
+    told = []
+    monkeypatch.setattr(face, "listeners", [told.append])
+    below = logging.getLogger("tasks.launch")
+    with face._lines_from_below():
+        below.warning("n1 is cordoned; %s goes elsewhere", "the job")
+        below.info("and on")
+    below.warning("not told")
+    assert told == ["n1 is cordoned; the job goes elsewhere", "and on"]

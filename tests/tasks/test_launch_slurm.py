@@ -69,6 +69,7 @@ def test_a_job_on_cpus_asks_for_no_gpu_and_has_slurms_cpus_as_threads(commands, 
         launch("trainer", {}, tmp_path, LauncherConfig(kind="slurm", device="cpu", slurm={"cpus": 3}))
     assert not any("gpus" in line for line in asked(commands))
     assert LauncherConfig(kind="slurm", processes=2, slurm={"cpus": 3}).threads_per_rank == 3
+    assert LauncherConfig(kind="slurm").device == "cuda"
 
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "TIMEOUT", "PREEMPTED", "BOOT_FAIL"])

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from olmo_model.config import PRESETS, ModelConfig
 from trainer import health
+from trainer.__main__ import main
 from trainer.errors import TrainerError
 from trainer.parallel import World
 from trainer.verdict import VERDICT
@@ -118,3 +121,21 @@ def test_a_gpu_has_the_name_by_which_it_can_be_left_out(monkeypatch: pytest.Monk
     assert health._fault(second, "x").gpu == "GPU-7a"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert health._fault(second, "x").gpu == "1"
+
+
+def test_a_gpu_that_cannot_even_be_taken_is_named_in_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, make_config: Callable[..., dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", broken)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(make_config(device="cuda")))
+    assert main([str(tmp_path / "config.yaml")]) == 1
+    assert "host gpu-17, device cuda:0 (rank 0): raised CUDA error: uncorrectable ECC error" in capsys.readouterr().err
+    (told,) = json.loads((tmp_path / "run" / VERDICT).read_text())
+    assert (told["host"], told["gpu"], told["own"]) == ("gpu-17", "5", True)
