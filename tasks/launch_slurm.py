@@ -154,8 +154,8 @@ class _Job:
 
     def _outcome(self, told: list[slurm.Status] | None) -> str:
         list(self.path.parent.iterdir())  # opening a folder makes a network file system ask anew what is in it
-        if self.code.exists():
-            return self.code.read_text().strip()
-        if told is None:
-            return "NODE_FAIL"  # forgotten, and it did not come to its end
-        return told[0].state
+        code = self.code.read_text().strip() if self.code.exists() else None
+        if code == "0":
+            return code
+        state = told[0].state if told else "NODE_FAIL"  # forgotten, and it did not come to its end
+        return state if code is None or state == "CANCELLED" else code

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from slurm_cluster import PATIENCE_SECONDS, wait_for
 
+from flows import doctor
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import load
 from tasks import slurm
@@ -130,6 +131,11 @@ def test_a_rank_that_is_lost_is_tried_once_more_and_then_told(tmp_path, cluster,
     ):
         run_step(tmp_path, steps("that_dies", body), parts=2)
     assert len(records(tmp_path / "store")) == 3
+
+
+def test_the_doctor_tells_of_the_nodes(cluster):
+    (finding,) = [finding for finding in doctor.examine(None) if finding.what == "Slurm"]
+    assert finding.works and finding.told == "2 nodes"
 
 
 class Stop(Exception):

@@ -185,6 +185,19 @@ def test_a_job_that_reaches_its_time_limit_goes_on_in_another(train, cluster, tm
     assert "asked to end by Slurm" in caplog.text and "submitted again" in caplog.text
 
 
+@pytest.mark.soak
+def test_a_job_that_somebody_cancels_is_not_begun_again(train, cluster, tmp_path):
+    asked = []
+
+    def cancel():
+        if len(losses(tmp_path / "slurm")) > 4 and not asked:
+            asked.append(cluster.command("scancel", *cluster.live()))
+
+    with pytest.raises(UserError, match=r"slow_trainer ended with CANCELLED: .*run the same command again"):
+        train("slurm", TWO_NODES, progress=cancel)
+    assert not cluster.live()
+
+
 KILLED = """
 from tasks import launch_slurm
 from tasks.launch import LauncherConfig, launch
