@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
 import subprocess
 import time
@@ -134,7 +134,7 @@ def find(name: str) -> str | None:
     """The id of this user's live job of a name."""
     for _ in _patience():
         try:
-            found = _ask(["squeue", "-h", "-o", "%A", "-u", getpass.getuser(), "-n", name]).split()
+            found = _ask(["squeue", "-h", "-o", "%A", "-u", str(os.getuid()), "-n", name]).split()
         except Unreachable as error:
             last = error
             continue

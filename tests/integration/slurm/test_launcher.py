@@ -136,6 +136,16 @@ def test_a_node_that_fails_the_health_check_is_cordoned_and_the_job_goes_to_anot
     assert not list((tmp_path / "more").glob("*.job"))
 
 
+@pytest.mark.soak
+def test_the_verdict_on_one_of_two_nodes_is_heard_though_all_ranks_leave_at_once(train, cluster, tmp_path):
+    cordon = Cordon(Store(str(tmp_path / "store")))
+    with pytest.raises(UserError, match=r"takes 2 of the cluster's 2 nodes, but 1 are cordoned"):  # there is no elsewhere
+        train("run", TWO_NODES, "broken_trainer", cordon=cordon)
+    assert list(cordon.hosts()) == ["n1"]
+    log = (tmp_path / "run" / "broken_trainer.log").read_text()
+    assert "error: the health check failed: host n1, device cpu (rank 0): a product came out wrong" in log
+
+
 def test_a_failing_job_is_told_in_its_last_words(train, cluster, tmp_path):
     folder = tmp_path / "failing"
     folder.mkdir()
