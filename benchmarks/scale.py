@@ -41,7 +41,7 @@ from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
 from flows.summary import RunSummary, summary_path
 from flows.tables import planned
-from tasks import mix, raw_files
+from tasks import raw_files
 from tasks.mix_plan import MixSpec
 from tasks.shards import Engine, Runner
 from tasks.store import Books, Record, Store, StoredFile, fingerprint
@@ -314,7 +314,12 @@ def table_1() -> list[str]:
 def report(options: argparse.Namespace, runs: dict[str, list[Run]], shards: int, sized: Sized) -> None:
     documents, size = (sum(sized.all(each, measure_) for each in table_1()) for measure_ in ("documents", "bytes"))
     sources = [name for name in sized.declared if "/" not in name]
-    table = [("pretraining", f"{documents:,} documents in {size / 1e12:.2f} TB; {sum(map(sized.shards, sources)):,} raw files, {shards:,} shards")]
+    table = [
+        (
+            "pretraining",
+            f"{documents:,} documents in {size / 1e12:.2f} TB; {sum(map(sized.shards, sources)):,} raw files, {shards:,} shards",
+        )
+    ]
     for who, found in runs.items():
         peak = max(each.peak_bytes for each in found) / 2**20
         table.append((who, f"{median(each.seconds for each in found):.1f} s, at most {peak:,.0f} MiB"))

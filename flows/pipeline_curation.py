@@ -216,19 +216,12 @@ class Curation:
         cheaper = _aligned(self._read_by(source, where, before), len(documents.keys))
         scorer = self.recipe.scorers[name].scorer
         shards = zip(documents.refs, cheaper, strict=True)
-        tasks = _weighed(
-            [score.task(self.store, f"{source}: {name}", scorer, model, ref, where, cheap) for ref, cheap in shards], documents
-        )
-        if self.runner.force:  # asked to score again: what earlier cuts know is not taken over
-            for task in tasks:
-                task.hints["earlier"] = []
+        tasks = _weighed([score.task(f"{source}: {name}", scorer, model, ref, where, cheap) for ref, cheap in shards], documents)
+        # asked to score again: what earlier cuts know is not taken over
+        prepare = functools.partial(score.prepare, self.store, afresh=self.runner.force)
         trained = self.made.get(("train-scorer", name))
         inputs = [documents, *before, *([trained] if trained else [])]
-        made = self.runner.run(score.STEP, f"{source}: {name}", tasks, inputs=inputs)
-        for task, record in zip(tasks, made.records, strict=True):
-            if record is not None and not self.runner.plan_only:
-                score.join_family(self.store, task)
-        return made
+        return self.runner.run(score.STEP, f"{source}: {name}", tasks, inputs=inputs, prepare=prepare)
 
     def _read_by(self, source: str, rules: list[Filter], scores: list[Artifact]) -> list[Artifact]:
         """Of a source's scores, those whose columns the rules read: another scorer must not change what depends on the rules."""
@@ -317,7 +310,8 @@ class Curation:
 
 def _aligned(scores: list[Artifact], shards: int) -> list[list[ShardRef]]:
     """For each documents shard, the score shards of the same rows."""
-    return [[artifact.refs[number] for artifact in scores] for number in range(shards)]
+    columns = [artifact.refs for artifact in scores]
+    return [[refs[number] for refs in columns] for number in range(shards)]
 
 
 def _weighed(tasks: list[ShardTask], documents: Artifact) -> list[ShardTask]:

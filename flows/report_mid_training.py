@@ -28,8 +28,7 @@ class MidTraining:
         self.records: dict[str, list[Record]] = {node["id"]: self._records(node) for node in self.nodes}
 
     def _records(self, node: Node) -> list[Record]:
-        found = (self.store.record(node["step"], key) for key in node["keys"])
-        return [record for record in found if record is not None]
+        return [record for record in self.store.records(node["step"], node["keys"]) if record is not None]
 
     def _of(self, step: str) -> list[Node]:
         """The artifacts of a step that are whole."""

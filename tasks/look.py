@@ -229,7 +229,7 @@ def _own_column(look: Look) -> str:
 
 
 def _quarantined(store: Store, manifest: dict[str, Any], number: int) -> list[dict[str, Any]]:
-    records = [store.record(manifest["step"], key) for key in manifest["shards"]]
+    records = store.records(manifest["step"], manifest["shards"])
     paths = [record.quarantine["path"] for record in records if record and record.quarantine]
     entries = (entry for path in paths for entry in _entries(store, path))
     picked = heapq.nsmallest(number, entries, key=lambda entry: fingerprint([entry["file"], entry["position"]]))

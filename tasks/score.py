@@ -26,7 +26,6 @@ SPEED = {"batch_tokens"}  # settings of a scorer that change no score
 
 
 def task(
-    store: Store,
     name: str,
     scorer: AnyScorerConfig,
     model: list[Input],
@@ -37,7 +36,7 @@ def task(
     """Scores of one shard. model: the shard of a trained model, or the files of a given one, whose place is no part of the key.
 
     `where` reads the documents' columns and the `cheaper` scores; what it leaves out is null. Shards that differ in `where` alone are one
-    family: the scores of its earlier members are taken over, not computed again.
+    family: the scores of its earlier members are taken over, not computed again (`prepare`).
     """
     settings = scorer.model_dump(mode="json", exclude=SPEED | ({"model"} if model else set()))
     if used := libraries(scorer):
@@ -46,18 +45,15 @@ def task(
     made = ShardTask(name, config, {"documents": [documents], "model": model, "cheaper": list(cheaper) if where else []})
     family = ShardTask(name, {"scorer": settings}, {"documents": [documents], "model": model}).key(STEP)
     made.hints = {"family": family, "scorer": scorer.model_dump(mode="json")}
-    made.hints["earlier"] = _earlier(store, family, made.key(STEP))
     return made
 
 
-def _earlier(store: Store, family: str, key: str) -> list[dict[str, str]]:
-    siblings = [name for name in store.names(f"families/score/{family}") if name != key]
-    return [{"step": STEP.name, "key": name} for name in siblings if store.record(STEP.name, name) is not None]
-
-
-def join_family(store: Store, task: ShardTask) -> None:
-    """Let later shards of the family find this one."""
-    store.create(f"families/score/{task.hints['family']}/{task.key(STEP)}", "{}")
+def prepare(store: Store, task: ShardTask, afresh: bool = False) -> None:
+    """Find the shards of the family whose scores can be taken over (none where it is scored `afresh`), and let later ones find this one."""
+    family, key = f"families/score/{task.hints['family']}", task.key(STEP)
+    siblings = [] if afresh else [name for name in store.names(family) if name != key]
+    task.hints["earlier"] = [{"step": STEP.name, "key": name} for name in siblings if store.record(STEP.name, name) is not None]
+    store.create(f"{family}/{key}", "{}")
 
 
 def run(shard: Shard) -> Books:

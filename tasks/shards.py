@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import platform
@@ -84,6 +85,7 @@ def _digest(record: Record) -> str:
     return fingerprint({stored.name: stored.sha256 for stored in record.files})
 
 
+@functools.cache
 def library_version(name: str) -> str:
     """The installed version without a local label: a CPU and a CUDA build of one release count as one."""
     try:
@@ -99,7 +101,7 @@ def key_libraries(step: Step) -> dict[str, str]:
 
 @dataclass
 class Artifact:
-    """An artifact: a step's output for one source, mix or model, as the list of its shards."""
+    """An artifact: a step's output for one source, mix or model, as the list of its shards. Does not change once it is told of."""
 
     id: str
     step: str
@@ -111,7 +113,7 @@ class Artifact:
     raw_files: list[RawFile] = field(default_factory=list)  # of all shards, in their order
     by_content: bool = False
 
-    @property
+    @functools.cached_property
     def refs(self) -> list[ShardRef]:
         """The shards as inputs; one of a step `by_content` that is not made yet can only be told by its key."""
         contents = [_digest(record) if self.by_content and record else "" for record in self.records]
@@ -121,7 +123,7 @@ class Artifact:
     def is_whole(self) -> bool:
         return all(record is not None for record in self.records)
 
-    @property
+    @functools.cached_property
     def books(self) -> Books:
         return sum((record.books for record in self.records if record), Books())
 
@@ -177,10 +179,11 @@ class Runner:
         inputs: Sequence[Artifact] = (),
         max_quarantined: float = 0.0,
         launch: Callable[[ShardTask, str], None] | None = None,
+        prepare: Callable[[ShardTask], None] | None = None,
     ) -> Artifact:
         """Make what is missing of an artifact and return it.
 
-        `launch(task, key)` replaces the engine for GPU jobs. Over `max_quarantined` (a share of what was read) the shards stay
+        `launch(task, key)` replaces the engine for GPU jobs. `prepare(task)` is called before, of each shard that is missing. Over `max_quarantined` (a share of what was read) the shards stay
         committed and UserError names the first file and line.
         """
         name = f"{name} ({self.label})" if self.label else name
@@ -189,13 +192,16 @@ class Runner:
         if may_run and self.force and self.only:
             for key in keys:
                 self.store.remove(step.name, key)
-        records = [self.store.record(step.name, key, sweep=may_run) for key in keys]
+        records = self.store.records(step.name, keys, sweep=may_run)
         missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None or key in self.begun}
         if missing and may_run:
             self.begins(self._artifact(step, name, keys, records, len(missing), inputs))
+            if prepare is not None:
+                self.store.fs.each(prepare, missing.values())
             self._make(step, name, missing, inputs, launch)
             self.begun -= missing.keys()
-            records = [record or self.store.record(step.name, key) for key, record in zip(keys, records, strict=True)]
+            made = iter(self.store.records(step.name, [key for key, record in zip(keys, records, strict=True) if record is None]))
+            records = [record or next(made) for record in records]
         artifact = self._artifact(step, name, keys, records, len(missing) if may_run else 0, inputs)
         artifact.raw_files = [item for task in tasks for items in task.inputs.values() for item in items if isinstance(item, RawFile)]
         self.artifacts[artifact.id] = artifact

@@ -209,19 +209,33 @@ class Store:
         if text is None:
             return None
         record = Record.from_json(text)
-        sizes = self._sizes(folder)
+        sizes = self._sizes_of(record) if self.is_local else self._sizes_below(folder)
         if any(sizes.get(stored.path) != stored.bytes for stored in record.files):
             return None
         if sweep:
             # a killed attempt may have left an empty folder, which only a disk has
-            there = {path.removeprefix(f"{folder}/").split("/", 1)[0] for path in sizes}
-            there |= {path.name for path in Path(self.full(folder)).iterdir()} if self.is_local else set()
+            below = (path.removeprefix(f"{folder}/").split("/", 1)[0] for path in sizes)
+            there = {path.name for path in Path(self.full(folder)).iterdir()} if self.is_local else set(below)
             for name in there - {"record.json", record.attempt}:
                 with contextlib.suppress(OSError, StorageError):  # another process may be writing there or sweeping too
                     self.fs.rm(self.full(f"{folder}/{name}"), recursive=True)
         return record
 
-    def _sizes(self, folder: str) -> dict[str, int]:
+    def records(self, step: str, keys: Iterable[str], sweep: bool = False) -> list[Record | None]:
+        """The `record` of each shard."""
+        return self.fs.each(lambda key: self.record(step, key, sweep), keys)
+
+    def _sizes_of(self, record: Record) -> dict[str, int | None]:
+        """Bytes of a shard's files by their path; None of one that is not on the disk. Of so few files, a disk is sooner asked than listed."""
+        sizes: dict[str, int | None] = {}
+        for stored in record.files:
+            try:
+                sizes[stored.path] = Path(self.full(stored.path)).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                sizes[stored.path] = None
+        return sizes
+
+    def _sizes_below(self, folder: str) -> dict[str, int | None]:
         """Bytes of every file below a folder by its path, in one listing; a fault is the storage's, and says nothing about a shard."""
         found = self.fs.find(self.full(folder), detail=True)
         return {str(path).removeprefix(f"{self.root}/"): int(info["size"]) for path, info in found.items()}
