@@ -10,6 +10,7 @@ from typing import Any, Literal
 from flows.recipe import Recipe
 from flows.recipe_training import mix_soup
 from flows.summary import RunSummary
+from flows.tables import in_order
 from tasks import downstream, evaluate, report_data, report_data_training, soup
 from tasks.olmes.run import SCORES
 from tasks.report_micro_anneals import AVERAGE, by_experiment, gpu_hours, mean_scores
@@ -43,7 +44,7 @@ class MidTraining:
     def _mix(self, node: Node) -> report_data.Mix:
         rows = [
             report_data.MixRow(row["source"], row["available_tokens"], row["tokens"], row["documents"], row["repeat"])
-            for row in json.loads(self._file(node, "composition.json").read_text())
+            for row in in_order(json.loads(self._file(node, "composition.json").read_text()), self.recipe, node["name"])
         ]
         users = [run["name"] for run in self._of("train") if node["id"] in run["inputs"]]
         return report_data.Mix(node["name"], rows, users)

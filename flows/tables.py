@@ -48,6 +48,13 @@ def specs(recipe: Recipe) -> dict[str, MixSpec]:
     return named | {f"{MICRO}{name}": micro.spec(length) for name, micro in recipe.micro_anneals.items()}
 
 
+def in_order(rows: list[CompositionRow], recipe: Recipe, mix: str) -> list[CompositionRow]:
+    """The composition of a made mix, whose sources stand by name, in the order that the recipe has them in."""
+    spec = specs(recipe).get(mix)
+    order = list(spec.sources) if spec else []
+    return sorted(rows, key=lambda row: order.index(row["source"]) if row["source"] in order else len(order))
+
+
 def compositions(pipeline: Pipeline, sizes: Mapping[str, Sizes]) -> tuple[dict[str, list[CompositionRow]], dict[str, str]]:
     """The composition of each mix, as made or as planned, and for each mix that cannot be planned the reason."""
     found, failed = {}, {}
@@ -55,7 +62,7 @@ def compositions(pipeline: Pipeline, sizes: Mapping[str, Sizes]) -> tuple[dict[s
         made = pipeline.made.get(("mix", name))
         if made is not None and made.is_whole:
             files = input_files(pipeline.store, ShardRef(made.step, made.keys[0]))
-            found[name] = json.loads(files["composition.json"].read_text())
+            found[name] = in_order(json.loads(files["composition.json"].read_text()), pipeline.recipe, name)
             continue
         unknown = [source for source in spec.sources if sizes[source].tokens is None]
         if unknown:
