@@ -24,8 +24,11 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError, PrefectException
+from prefect.runtime import deployment
 from prefect.settings import PREFECT_API_URL
 
+from flows.children import ChildRuns
+from flows.jobs import variables_of
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary, summary_path
@@ -61,12 +64,13 @@ def run_stage(
 ) -> RunSummary:
     """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
     started, clock = datetime.now(UTC), time.monotonic()
-    recipe = in_environment(recipe)
+    variables, recipe = variables_of(recipe), in_environment(recipe)
     watch = Watching()
     runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
-    pipeline = Pipeline(recipe, runner, _as_task, tell, watch)
+    children = ChildRuns(recipe, variables, runner.store, tell) if deployment.id else None  # a command runs its jobs itself
+    pipeline = Pipeline(recipe, runner, _as_task, tell, watch, children)
     try:
-        with _lines_from_below():
+        with lines_from_below():
             pipeline.corpus()
             stage(pipeline)
     finally:
@@ -89,7 +93,7 @@ class _Told(logging.Handler):
 
 
 @contextlib.contextmanager
-def _lines_from_below() -> Iterator[None]:
+def lines_from_below() -> Iterator[None]:
     below, told = logging.getLogger("tasks"), _Told(logging.INFO)
     before = below.level
     below.setLevel(logging.INFO)

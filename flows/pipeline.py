@@ -47,7 +47,7 @@ class Pipeline(Training):
         pretrain = self._require("pretrain")
         job = evaluate.EvaluateJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, pretrain.precision)
         inputs = [*checkpoints.values(), *held.values(), *([training_mix] if training_mix else [])]
-        return self._once("evaluate", name, lambda: self.runner.run(evaluate.STEP, name, [task], inputs=inputs, launch=job))
+        return self._once("evaluate", name, lambda: self.runner.run(evaluate.STEP, name, [task], inputs=inputs, launch=self.job(job)))
 
     def micro_anneal_all(self) -> Artifact:
         """Every micro-anneal, evaluated beside the checkpoint that all start from."""
@@ -112,7 +112,7 @@ class Pipeline(Training):
             tasks.append(downstream.task(task, files, precision, model.refs[0], raw, shots))
         job = downstream.DownstreamJob(self.store, self.recipe.where.launcher, self.recipe.evaluation.batch_instances, tasks)
         name = label if suite == "development" else label + downstream.HELD_OUT
-        return self._once("downstream", name, lambda: self.runner.run(downstream.STEP, name, tasks, inputs=[model], launch=job))
+        return self._once("downstream", name, lambda: self.runner.run(downstream.STEP, name, tasks, inputs=[model], launch=self.job(job)))
 
     def soup_all(self) -> Artifact:
         """The soup, and its model in Hugging Face's form."""
@@ -148,7 +148,7 @@ class Under(Pipeline):
     def __init__(self, own: Pipeline, name: str) -> None:
         recipe = own.recipe.model_copy(update={"tokenizer": own.recipe.other_tokenizers[name], "other_tokenizers": {}})
         runner = replace(own.runner, label=name)  # which shares its memory
-        super().__init__(recipe, runner, lambda task, work: own.call(f"{task} ({name})", work), own.tell, own.watch)
+        super().__init__(recipe, runner, lambda task, work: own.call(f"{task} ({name})", work), own.tell, own.watch, own.elsewhere)
         self.own = own
 
     def documents(self, source: str) -> Artifact:

@@ -27,7 +27,8 @@ TO_ZERO = {"kind": "linear_to_zero"}
 class Training(Curation):
     """Mixes of a recipe's sources, and the training runs over them.
 
-    `call(name, function)` is how work is run, `tell` gets lines about it and `watch` a training run's progress.
+    `call(name, function)` is how work is run, `tell` gets lines about it and `watch` a training run's progress. `elsewhere` makes of a GPU job
+    one that waits for it to be done elsewhere.
     """
 
     def __init__(
@@ -37,9 +38,14 @@ class Training(Curation):
         call: Call = call_directly,
         tell: Callable[[str], None] = ignore,
         watch: Watch = ignore,
+        elsewhere: Callable[[Job], Job] | None = None,
     ) -> None:
         super().__init__(recipe, runner, call, tell)
-        self.watch = watch
+        self.watch, self.elsewhere = watch, elsewhere
+
+    def job(self, job: Job) -> Job:
+        """A GPU job as it is run: here, or handed on."""
+        return self.elsewhere(job) if self.elsewhere else job
 
     # -- mixes -------------------------------------------------------------------------------------------------------------------
 
@@ -105,9 +111,8 @@ class Training(Curation):
     ) -> Artifact:
         config = self._train_config(data_seed, schedule, steps, peak)
         task = train.task(name, config, self._train_hints(), mix_artifact.refs[0], init_from.refs[0] if init_from else None)
-        return self._launch_training(
-            task, [mix_artifact, *([init_from] if init_from else [])], train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
-        )
+        job = train.TrainJob(self.store, self.recipe.where.launcher, self.watch)
+        return self._launch_training(task, [mix_artifact, *([init_from] if init_from else [])], self.job(job))
 
     def _launch_training(self, task: ShardTask, inputs: list[Artifact], job: Job) -> Artifact:
         return self._once("train", task.name, lambda: self.runner.run(train.STEP, task.name, [task], inputs=inputs, launch=job))
@@ -216,18 +221,18 @@ class Training(Curation):
         where, ranks = self.recipe.where, self.recipe.where.micro_anneal_ranks
         gpus = where.micro_anneals.gpus or ranks
         launcher = where.launcher.of_ranks(ranks)
-        if launcher.kind == "local" and launcher.threads is None:
+        if launcher.kind == "local" and launcher.threads is None and not self.elsewhere:
             launcher.threads = max(1, (os.cpu_count() or 1) // gpus)
 
         def job(slot: int, watch: Watch, check: Callable[[], None]) -> Job:
-            return train.TrainJob(self.store, launcher, watch, check, self._gpus_of(slot))
+            return self.job(train.TrainJob(self.store, launcher, watch, check, self._gpus_of(slot)))
 
         return Beside(gpus // ranks, job, self.watch, {"launcher": launcher.model_dump(mode="json")})
 
     def _gpus_of(self, slot: int) -> list[str]:
-        """The GPUs of this machine that a slot's micro-anneal may use; a cluster deals out its own."""
+        """The GPUs of this machine that a slot's micro-anneal may use; a cluster, or who runs the job elsewhere, deals out its own."""
         where = self.recipe.where
-        if where.launcher.kind != "local":
+        if where.launcher.kind != "local" or self.elsewhere:
             return []
         here = Cordon(self.store).here()
         return gpus_of(slot, where.micro_anneal_ranks, where.launcher.device, here.devices if here else ())
@@ -290,6 +295,6 @@ class Training(Curation):
         return found
 
     def _soup(self, task: ShardTask, inputs: list[Artifact]) -> Artifact:
-        job = soup.SoupJob(self.store, self.recipe.where.launcher)
+        job = self.job(soup.SoupJob(self.store, self.recipe.where.launcher))
         name = "" if task.name == "soup" else task.name
         return self._once("soup", name, lambda: self.runner.run(soup.STEP, task.name, [task], inputs=inputs, launch=job))

@@ -243,7 +243,7 @@ class Runner:
             for key, task in missing.items():
                 launch(task, key)
             return
-        shards = [{"key": key, **asdict(task), "inputs": _inputs_json(task)} for key, task in missing.items()]
+        shards = [{"key": key, **asdict(task), "inputs": inputs_json(task)} for key, task in missing.items()]
         self.engine.run(
             {"store": self.store.url, "step": asdict(step), "name": name, "software": software(step.libraries), "shards": shards},
             [t.weight for t in missing.values()],
@@ -296,7 +296,7 @@ class Runner:
         self.store.replace(path, json.dumps(manifest, indent=1))
 
 
-def _inputs_json(task: ShardTask) -> dict[str, list[dict[str, Any]]]:
+def inputs_json(task: ShardTask) -> dict[str, list[dict[str, Any]]]:
     return {role: [{"raw": isinstance(item, RawFile), **asdict(item)} for item in items] for role, items in task.inputs.items()}
 
 
