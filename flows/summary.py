@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.pipeline import Pipeline
 from tasks.errors import UserError
+from tasks.secrets import hidden
 from tasks.shards import software
 from tasks.storage import public
 from tasks.store import Store
@@ -48,7 +49,7 @@ class RunSummary:
             }
             for artifact in runner.artifacts.values()
         }
-        summary = RunSummary(pipeline.recipe.model_dump(mode="json"), flow, started, round(seconds, 2), artifacts)
+        summary = RunSummary(hidden(pipeline.recipe.model_dump(mode="json")), flow, started, round(seconds, 2), artifacts)
         summary.same_content = {source: [public(raw.url) for raw in copies] for source, copies in pipeline.copies.items() if copies}
         made = runner.made_books
         summary.counters = {
