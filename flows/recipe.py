@@ -45,6 +45,12 @@ EngineConfig = Annotated[
 ]
 
 
+def _any_of(schema: dict[str, Any]) -> None:
+    """Prefect's server asks no key to be there when it checks a form, and a local engine's settings without `kind` would then fit two."""
+    schema["anyOf"] = schema.pop("oneOf")
+    schema["position"] = 0
+
+
 class Beside(Section):
     """Runs beside each other on one machine."""
 
@@ -62,7 +68,7 @@ class Beside(Section):
 class Where(Section):
     """The machine. Changes no artifact."""
 
-    engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_at(0))
+    engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_any_of)
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
     parallel: Parallel = Field(default=Parallel(), description="How the ranks of a training job share the model.", json_schema_extra=_at(2))
     metrics: Metrics = Field(default=Metrics(), description="Where a training job's metrics go too.", json_schema_extra=_at(3))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from tasks import slurm
 from tasks.engine import await_records, balanced, raise_errors, run_plan
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 class SlurmConfig(SlurmSettings):
     """Shards on a Slurm cluster. Its nodes need the same installation, and must see the store and the raw files under the same paths."""
 
-    model_config = ConfigDict(json_schema_extra={"required": ["kind"]})  # else a form could not tell it from the local engine
     kind: Literal["slurm"] = Field(default="slurm", description="slurm: tasks of job arrays.", json_schema_extra={"position": 0})
     workers: int = Field(default=16, ge=1, description="Tasks of an array, which share a step's shards.", json_schema_extra={"position": 1})
     at_once: int | None = Field(

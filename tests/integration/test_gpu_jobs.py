@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from service import Service, wait_for
@@ -41,8 +42,7 @@ def flow_processes(service, run):
 
 def environ(pid):
     try:
-        with open(f"/proc/{pid}/environ") as stream:
-            return stream.read()
+        return Path(f"/proc/{pid}/environ").read_text()
     except OSError:
         return ""
 
@@ -68,6 +68,7 @@ def test_a_training_is_a_child_run_that_is_shared_cancelled_and_resumed(service,
 
     # its parent is killed: the training goes on, and who starts the same waits for it
     (trainer,) = trainers(service)
+    os.kill(trainer, signal.SIGSTOP)  # it would be done before the others have come
     for pid in flow_processes(service, first):
         os.kill(pid, signal.SIGKILL)
     assert service.end_of(first)["state_type"] == "CRASHED"
@@ -82,6 +83,7 @@ def test_a_training_is_a_child_run_that_is_shared_cancelled_and_resumed(service,
     # cancelled, it saves and leaves nothing
     service.set_state(first, "SCHEDULED")  # the retry in the UI
     wait_for(lambda: sum("waiting for flow run train" in line for line in logs(service, first)), "the retry to join")
+    os.kill(trainer, signal.SIGCONT)
     service.set_state(first, "CANCELLING")
     assert service.end_of(first)["state_type"] == "CANCELLED"
     wait_for(lambda: not trainers(service), "the trainer's end")
