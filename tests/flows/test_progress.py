@@ -80,7 +80,7 @@ def test_what_the_code_below_logs_is_told_to_listeners_while_a_run_goes_on(monke
     told = []
     monkeypatch.setattr(face, "listeners", [told.append])
     below = logging.getLogger("tasks.launch")
-    with face._lines_from_below():
+    with face.lines_from_below():
         below.warning("n1 is cordoned; %s goes elsewhere", "the job")
         below.info("and on")
     below.warning("not told")
