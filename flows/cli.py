@@ -384,6 +384,22 @@ def lineage(
 
 
 @app.command()
+def gc(
+    store: StoreUrl = "store",
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="ID|RECIPE.yaml", help="Also keep this artifact, or all of this recipe.")
+    ] = None,
+    grace: Annotated[float, typer.Option("--grace", min=0, help="Hours; what is younger is kept, for a run may be under way.")] = 24.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this nothing is.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What of a store no newest run uses, nor anything that is kept descends from: what would be deleted, and why."""
+    from flows.gc import collect
+
+    collect(console, store, keep or [], grace, delete, as_json)
+
+
+@app.command()
 def report(recipe_file: RecipeFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Write the HTML report of the recipe's newest run and print its path."""
     from flows.recipe import load

@@ -32,10 +32,12 @@ from flows.jobs import variables_of
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary, summary_path
+from flows.uses import Uses
 from tasks import workers
 from tasks.measure import Hits
 from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
+from tasks.store import Store
 
 TOLD = {  # counts that the lines of these steps tell
     "annotate": {"asked": "asked about", "unusable": "answers unusable"},
@@ -66,11 +68,17 @@ def run_stage(
     started, clock = datetime.now(UTC), time.monotonic()
     variables, recipe = variables_of(recipe), in_environment(recipe)
     watch = Watching()
-    runner = make_runner(recipe, watch, only=only, force=force, tell=_tell_artifact)
+    uses = Uses(Store(recipe.store), recipe.name, flow, started.isoformat(timespec="seconds"))
+
+    def told(artifact: Artifact) -> None:
+        uses.told(artifact, has_manifest=only is None)
+        _tell_artifact(artifact)
+
+    runner = make_runner(recipe, watch, only=only, force=force, tell=told, wants=uses.wants)
     children = ChildRuns(recipe, variables, runner.store, tell) if deployment.id else None  # a command runs its jobs itself
     pipeline = Pipeline(recipe, runner, _as_task, tell, watch, children)
     try:
-        with lines_from_below():
+        with uses.kept(), lines_from_below():
             pipeline.corpus()
             stage(pipeline)
     finally:

@@ -58,8 +58,8 @@ class Why:
 
 def explain(recipe: Recipe, step: str, name: str | None) -> list[Why]:
     """One for each artifact of the step, or for those of one name. Raises RecipeError where the recipe has no such step or name in it."""
-    plan = _Plan(Store(recipe.store), LocalEngine(1), plan_only=True)
-    _everything(Pipeline(recipe, plan))
+    plan = Plan(Store(recipe.store), LocalEngine(1), plan_only=True)
+    everything(Pipeline(recipe, plan))
     artifacts = list(plan.artifacts.values())
     found = [artifact for artifact in artifacts if artifact.step == step]
     if not found:
@@ -73,7 +73,7 @@ def explain(recipe: Recipe, step: str, name: str | None) -> list[Why]:
 
 
 @dataclass
-class _Plan(Runner):
+class Plan(Runner):
     """Runs nothing, and remembers what was asked for."""
 
     asked: dict[str, tuple[Step, Sequence[ShardTask]]] = field(default_factory=dict)
@@ -84,7 +84,8 @@ class _Plan(Runner):
         return artifact
 
 
-def _everything(pipeline: Pipeline) -> None:
+def everything(pipeline: Pipeline) -> None:
+    """Plan all that the flows of a recipe may make."""
     recipe = pipeline.recipe
     with asking_once():
         pipeline.corpus()
@@ -98,7 +99,7 @@ def _everything(pipeline: Pipeline) -> None:
 
 
 class _Comparison:
-    def __init__(self, plan: _Plan, recipe: Recipe) -> None:
+    def __init__(self, plan: Plan, recipe: Recipe) -> None:
         self.plan, self.store = plan, plan.store
         self.made_of = {(artifact.step, key): artifact for artifact in plan.artifacts.values() for key in artifact.keys}
         self.manifests: dict[str, Manifest | None] = {}

@@ -154,7 +154,7 @@ class Runner:
 
     plan_only: run nothing, only say what is missing. only: run just this (step, name or None), the rest must be there.
     force: make the shards of `only` again though they are there. label: stands behind the name of every artifact.
-    begins: gets each artifact before its missing shards are made, `tell` each when it is there.
+    wants: gets the id, step and shard keys of each artifact before the store is asked for them; `tell` gets each when it is there.
     """
 
     store: Store
@@ -163,7 +163,7 @@ class Runner:
     only: tuple[str, str | None] | None = None
     force: bool = False
     tell: Callable[[Artifact], None] = lambda artifact: None
-    begins: Callable[[Artifact], None] = lambda artifact: None
+    wants: Callable[[str, str, list[str]], None] = lambda identity, step, keys: None
     label: str = ""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     made_books: dict[str, Books] = field(default_factory=dict)
@@ -189,13 +189,13 @@ class Runner:
         name = f"{name} ({self.label})" if self.label else name
         keys = [task.key(step) for task in tasks]
         may_run = self._may_run(step.name, name)
+        self.wants(artifact_id(step.name, keys), step.name, keys)
         if may_run and self.force and self.only:
             for key in keys:
                 self.store.remove(step.name, key)
         records = self.store.records(step.name, keys, sweep=may_run)
         missing = {key: task for key, task, record in zip(keys, tasks, records, strict=True) if record is None or key in self.begun}
         if missing and may_run:
-            self.begins(self._artifact(step, name, keys, records, len(missing), inputs))
             if prepare is not None:
                 self.store.fs.each(prepare, missing.values())
             self._make(step, name, missing, inputs, launch)
@@ -254,9 +254,8 @@ class Runner:
         self, step: Step, name: str, keys: list[str], records: list[Record | None], made: int, inputs: Sequence[Artifact]
     ) -> Artifact:
         # a shard's record remembers the name it was first made under; a raw file may have been renamed since
-        identity = f"{step.name}-{fingerprint({'step': step.name, 'shards': keys})[:12]}"
         sources = [artifact.id for artifact in inputs]
-        return Artifact(identity, step.name, name, keys, records, made, sources, by_content=step.by_content)
+        return Artifact(artifact_id(step.name, keys), step.name, name, keys, records, made, sources, by_content=step.by_content)
 
     def _book(self, step: Step, missing: dict[str, ShardTask], artifact: Artifact) -> None:
         made = sum((record.books for record in artifact.records if record and record.key in missing), Books())
@@ -294,6 +293,10 @@ class Runner:
             **kept,
         }
         self.store.replace(path, json.dumps(manifest, indent=1))
+
+
+def artifact_id(step: str, keys: list[str]) -> str:
+    return f"{step}-{fingerprint({'step': step, 'shards': keys})[:12]}"
 
 
 def inputs_json(task: ShardTask) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ Layout below the store's URL (a folder or any fsspec URL):
     dumps/RECIPE/...                 Stack Exchange dumps that were looked at and that are done (see tasks.dump_record)
     cordoned/HOST.json               a host that failed a health check (see tasks.cordon)
     runs/RECIPE.json                 what the newest run of a recipe used and made
+    runs/RECIPE/TIME-....json        what a run uses, also while it runs (see flows.uses)
     cache/raw/...                    content hashes of raw files by path, size and modification time
 
 Nothing is renamed and nothing is unpickled: JSON, Parquet, npy and safetensors only.

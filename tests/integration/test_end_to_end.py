@@ -286,3 +286,12 @@ def test_ctrl_c_ends_all_that_was_started_with_one_sentence(lab):
     assert process.returncode == 1
     assert told.endswith("error: stopped; the same command goes on where it was\n") and "Traceback" not in told
     lab.wait_for_no_process()
+
+
+def test_all_that_a_run_has_used_is_kept_by_what_it_wrote_down_of_that(copied):
+    (copied.store / "runs" / "small.json").unlink()  # the summary for the report names it, too
+    (used,) = [json.loads(path.read_text()) for path in (copied.store / "runs" / "small").glob("*.json")]
+    assert (used["flow"], used["finished"]) == ("end-to-end", True)
+    told = copied.run("gc", "--store", str(copied.store), "--grace", "0", "--json")
+    assert told.returncode == 0, told.stderr
+    assert [item for item in json.loads(told.stdout)["items"] if item["kind"] in ("artifact", "orphans", "unfinished")] == []

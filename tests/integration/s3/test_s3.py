@@ -10,6 +10,7 @@ import pytest
 import s3fs
 import yaml
 
+from flows.gc import Collection
 from tasks import scratch
 from tasks.errors import UserError
 from tasks.raw_files import find
@@ -128,3 +129,20 @@ def test_the_command_line_curates_from_s3_to_s3(s3, undisturbed, place, tmp_path
     assert done.returncode == 0, done.stderr
     assert s3.contents() == undisturbed.contents()
     assert s3.secret not in done.stdout + done.stderr
+
+
+def test_the_collection_deletes_what_is_not_kept_and_leaves_what_it_descends_from(s3):
+    s3.run()
+    store = Store(s3.store)
+    selects = [manifest["id"] for manifest in store.manifests() if manifest["step"] == "select"]
+    collection = Collection(s3.store, selects, grace_hours=0)
+    garbage = collection.garbage()
+    assert {item.step for item in garbage.items} >= {"mix"} and "select" not in {item.step for item in garbage.items}
+    before = sum(s3.server.du(f"{s3.bucket}/store", total=False).values())
+    gone = collection.delete(garbage, None)
+    assert gone == before - sum(s3.server.du(f"{s3.bucket}/store", total=False).values()) > 0
+    for manifest in store.manifests():
+        assert all(store.record(manifest["step"], key) for key in manifest["shards"])
+    assert not s3.server.exists(f"{s3.bucket}/store/shards/mix")
+    made = s3.run().runner.made_shards
+    assert made["mix"] and not made["ingest"] and not made["select"]
