@@ -58,6 +58,7 @@ class ChildRuns:
                         f"{described.title} ended well but left nothing in {self.store.url}: let the workers of both pools see the same store"
                     )
 
+        run.settings = getattr(job, "settings", {})  # type: ignore[attr-defined]  # for the store
         return run
 
 

@@ -384,6 +384,25 @@ def lineage(
 
 
 @app.command()
+def replay(
+    artifact: Annotated[str, typer.Argument(metavar="ID", help="An artifact's id, or its beginning.")],
+    store: StoreUrl = "store",
+    into: Annotated[Path | None, typer.Option("--into", help="Folder for what is made; without it nothing of it stays.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make an artifact again from its manifest alone and compare it; exit code 1 where it is not reproduced."""
+    from flows.replay import replay_artifact
+    from flows.terminal import Terminal
+    from tasks.progress import ignore
+
+    if as_json:
+        return 0 if replay_artifact(console, store, artifact, into, True, ignore) else 1
+    with Terminal(console) as terminal:
+        made = replay_artifact(console, store, artifact, into, False, terminal.progress)
+    return 0 if made else 1
+
+
+@app.command()
 def gc(
     store: StoreUrl = "store",
     keep: Annotated[

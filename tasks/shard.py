@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.errors import UserError
+from tasks.overlay import store_of
 from tasks.processes import die_with_parent
 from tasks.progress import Meter
 from tasks.shards import check_software, run_shard
@@ -28,7 +29,7 @@ from tasks.workers import serve
 
 def main(plan_path: str, rank: int) -> int:
     plan = json.loads(Path(plan_path).read_text())
-    store = Store(plan["store"])
+    store = store_of(plan)
     module = importlib.import_module(plan["step"]["module"])
     errors: list[dict[str, Any]] = []
     meter = Meter(Path(plan_path).with_name(f"progress-{rank}.json"))

@@ -16,7 +16,7 @@ from tasks.sources.synthetic import Operation
 from tasks.store import fingerprint
 
 DOCUMENTS_A_PART = 200_000
-_SCHEME = "arithmetic:"
+SCHEME = "arithmetic:"
 
 _SIGNS: dict[Operation, str] = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _PROMPTS = (
@@ -47,12 +47,12 @@ def parts(config: SourceConfig) -> list[RawFile]:
     """What stands for the source's raw files: the documents' numbers, from 0, DOCUMENTS_A_PART at a time."""
     wanted = config.arithmetic.documents
     bounds = [(first, min(first + DOCUMENTS_A_PART, wanted)) for first in range(0, wanted, DOCUMENTS_A_PART)]
-    return [RawFile(f"{_SCHEME}{a}-{b}", f"documents {a} to {b - 1}", 0, fingerprint({"arithmetic": [a, b]})) for a, b in bounds]
+    return [RawFile(f"{SCHEME}{a}-{b}", f"documents {a} to {b - 1}", 0, fingerprint({"arithmetic": [a, b]})) for a, b in bounds]
 
 
 def read(part: RawFile, config: SourceConfig) -> Iterator[Item]:
     """The documents of a part; each has the id SEED:NUMBER."""
-    first, end = map(int, part.url.removeprefix(_SCHEME).split("-"))
+    first, end = map(int, part.url.removeprefix(SCHEME).split("-"))
     settings = config.arithmetic
     for number in range(first, end):
         draws = Draws(settings.seed, "arithmetic", number)

@@ -295,3 +295,13 @@ def test_all_that_a_run_has_used_is_kept_by_what_it_wrote_down_of_that(copied):
     told = copied.run("gc", "--store", str(copied.store), "--grace", "0", "--json")
     assert told.returncode == 0, told.stderr
     assert [item for item in json.loads(told.stdout)["items"] if item["kind"] in ("artifact", "orphans", "unfinished")] == []
+
+
+def test_a_training_is_made_again_from_its_manifest_alone_bit_for_bit(made):
+    store = ["--store", str(made.store), "--json"]
+    identity = next(each["id"] for each in json.loads(made.run("ls", *store).stdout) if each["step"] == "train")
+    told = made.run("replay", identity, *store)
+    assert told.returncode == 0, told.stderr + told.stdout
+    answer = json.loads(told.stdout)
+    assert answer["reproduced"] and answer["other_software"] == []
+    assert not [file for file in answer["not_the_same_bytes"] if not file["file"].endswith((".json", ".jsonl"))]
