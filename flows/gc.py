@@ -1,4 +1,4 @@
-"""`olmoflow gc`: what of a store would go, and with `delete` its removal. What is kept, and why, stands in docs/store.md."""
+"""`olmoflow gc`: what of a store would go, and with `delete` its removal. What is kept, and why, stands in docs/storage.md."""
 
 from __future__ import annotations
 
