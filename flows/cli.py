@@ -45,18 +45,6 @@ FLOWS = (
     "poll-stackexchange",
 )
 DUMP_FLOWS = ("recurate-stackexchange", "poll-stackexchange")
-STAGES = {
-    "mix": "mix_all",
-    "tokenize": "tokenize_all",
-    "micro-anneal": "micro_anneal_all",
-    "anneal": "anneals",
-    "soup": "soup_all",
-    "evaluate": "evaluate_all",
-    "learning-rates": "learning_rates_all",
-    "compare-tokenizers": "tokenizers_all",
-    "recurate-stackexchange": "recurated",
-    "poll-stackexchange": "recurated",
-}
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="Set a key of the recipe.")]
@@ -173,7 +161,9 @@ def run(
         if flow in DUMP_FLOWS:
             return _run_dump_flow(work, recipe, as_json)
         summary = work(recipe, **options)
-    report_path = _report(recipe) if flow == "end-to-end" else None
+    from flows.report import place
+
+    report_path = place(recipe) if flow == "end-to-end" else None
     rows = _gathered(recipe, summary).micro_anneals() if flow in ("end-to-end", "micro-anneal") else []
     tokenizers = _gathered(recipe, summary).tokenizers() if flow == "compare-tokenizers" else []
     if as_json:
@@ -240,12 +230,6 @@ def _gathered(recipe: Any, summary: Any) -> Any:
     return Gathering(Store(recipe.store), recipe, summary)
 
 
-def _report(recipe: Any) -> str:
-    from flows.report import write_report
-
-    return write_report(recipe)
-
-
 @app.command()
 def plan(
     recipe_file: RecipeFile,
@@ -255,12 +239,12 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """What would run and what is reused, and what the training would cost; runs nothing."""
-    from flows.plan import make_plan
+    from flows.plan import make_plan, stage_of
     from flows.recipe import load
 
     if flow not in FLOWS:
         raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
-    planned = make_plan(load(recipe_file, set_), STAGES.get(flow, flow.replace("-", "_")), price)
+    planned = make_plan(load(recipe_file, set_), stage_of(flow), price)
     if as_json:
         print(json.dumps(planned))
         return
@@ -296,7 +280,7 @@ def rerun(
     from flows.rerun import rerun_step
 
     with _listening(as_json):
-        summary = rerun_step(recipe, step, source, force)
+        summary = rerun_step(step, source, force, recipe=recipe)
     if as_json:
         print(json.dumps(asdict(summary)))
     else:
@@ -422,8 +406,9 @@ def gc(
 def report(recipe_file: RecipeFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Write the HTML report of the recipe's newest run and print its path."""
     from flows.recipe import load
+    from flows.report import write_report
 
-    path = _report(load(recipe_file, set_))
+    path = write_report(load(recipe_file, set_))
     print(json.dumps({"report": path}) if as_json else path)
 
 

@@ -27,13 +27,17 @@ from prefect.exceptions import MissingContextError, PrefectException
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_API_URL
 
+from flows import artifacts
 from flows.children import ChildRuns
 from flows.jobs import variables_of
 from flows.pipeline import Pipeline, make_runner
+from flows.plan import make_plan, stage_of
 from flows.recipe import Recipe, in_environment
+from flows.report import Gathering, write
 from flows.summary import RunSummary, summary_path
 from flows.uses import Uses
 from tasks import workers
+from tasks.errors import UserError
 from tasks.measure import Hits
 from tasks.progress import Progress, Seldom, Watch
 from tasks.shards import Artifact
@@ -58,14 +62,19 @@ listeners: list[Listener] = []  # who else than Prefect's log wants a line about
 watchers: list[Watch] = []  # and its progress while it is made
 interrupted: list[Callable[[], None]] = []  # what is done at once after a Ctrl-C has ended the work, before Prefect hears of it (the CLI)
 at_work: list[str] = []  # the tasks whose own code runs now; Prefect's runs around it
+END_TO_END = "end-to-end"
 LOG_SECONDS, BAR_SECONDS = 30.0, 5.0  # between two lines of progress in Prefect's log, and two states of its progress artifact
 
 
 def run_stage(
     recipe: Recipe, flow: str, stage: Callable[[Pipeline], Any], only: tuple[str, str | None] | None = None, force: bool = False
 ) -> RunSummary:
-    """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails."""
-    started, clock = datetime.now(UTC), time.monotonic()
+    """Run a stage within a flow: each artifact is a task run. Returns the summary that it leaves in the store, also where the stage fails.
+
+    Where there is a server with a UI to look at them, the plan before and the results afterwards are artifacts of the flow run. All that the
+    recipe asks for, end to end, leaves its report in the store.
+    """
+    started, clock, shown = datetime.now(UTC), time.monotonic(), PREFECT_API_URL.value() is not None
     variables, recipe = variables_of(recipe), in_environment(recipe)
     watch = Watching()
     uses = Uses(Store(recipe.store), recipe.name, flow, started.isoformat(timespec="seconds"))
@@ -80,12 +89,22 @@ def run_stage(
     try:
         with uses.kept(), lines_from_below():
             pipeline.corpus()
+            if shown and only is None:
+                with contextlib.suppress(UserError):  # what hinders the plan is told by the step that it hinders
+                    artifacts.show(recipe.name, [artifacts.before(make_plan(recipe, stage_of(flow), price=0.0))])
             stage(pipeline)
     finally:
         workers.release()
         summary = RunSummary.of(pipeline, flow, started.isoformat(timespec="seconds"), time.monotonic() - clock)
         if only is None:
             runner.store.replace(summary_path(recipe.name), json.dumps(asdict(summary), indent=1))
+    gathering = Gathering(runner.store, Recipe.model_validate(summary.recipe), summary)  # whose secrets are hidden
+    if shown:
+        artifacts.show(recipe.name, artifacts.after(gathering.figures))
+    if flow == END_TO_END:
+        lies = _as_task("report", lambda: write(gathering))
+        if shown:
+            artifacts.show(recipe.name, [artifacts.report(gathering.figures, lies)])
     return summary
 
 

@@ -23,6 +23,23 @@ PEAK_FLOPS = 989.5e12  # dense bf16 of an H100 or H200
 UTILISATION = 0.4  # of the peak; what well-tuned trainers of this size reach is 0.4 to 0.5
 NAMED = 4  # runs in a sentence; more are counted
 LISTINGS_AT_ONCE = 16  # they wait for servers
+STAGES = {  # what a flow does, by its name, where the two are not called the same
+    "mix": "mix_all",
+    "tokenize": "tokenize_all",
+    "micro-anneal": "micro_anneal_all",
+    "anneal": "anneals",
+    "soup": "soup_all",
+    "evaluate": "evaluate_all",
+    "learning-rates": "learning_rates_all",
+    "compare-tokenizers": "tokenizers_all",
+    "recurate-stackexchange": "recurated",
+    "poll-stackexchange": "recurated",
+}
+
+
+def stage_of(flow: str) -> str:
+    """The stage of the pipeline that a flow runs."""
+    return STAGES.get(flow, flow.replace("-", "_"))
 
 
 def make_plan(recipe: Recipe, stage: str, price: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from flows.recipe_file import filled, read
 from flows.recipe_training import MICRO, Anneal, Evaluation, HeldOut, LearningRates, MicroAnneal, MicroAnnealRun, Mix, Model, Pretrain
 from flows.section import Section
 from flows.section import at as _at
+from flows.section import choice as _choice
 from tasks.annotate import Annotation
 from tasks.dumps import PLACEHOLDER
 from tasks.engine import LocalConfig
@@ -45,12 +46,6 @@ EngineConfig = Annotated[
 ]
 
 
-def _any_of(schema: dict[str, Any]) -> None:
-    """Prefect's server asks no key to be there when it checks a form, and a local engine's settings without `kind` would then fit two."""
-    schema["anyOf"] = schema.pop("oneOf")
-    schema["position"] = 0
-
-
 class Beside(Section):
     """Runs beside each other on one machine."""
 
@@ -68,7 +63,7 @@ class Beside(Section):
 class Where(Section):
     """The machine. Changes no artifact."""
 
-    engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_any_of)
+    engine: EngineConfig = Field(default=LocalConfig(), description="Data steps.", json_schema_extra=_choice(0))
     launcher: LauncherConfig = Field(default=LauncherConfig(), description="Training and evaluation jobs.", json_schema_extra=_at(1))
     parallel: Parallel = Field(default=Parallel(), description="How the ranks of a training job share the model.", json_schema_extra=_at(2))
     metrics: Metrics = Field(default=Metrics(), description="Where a training job's metrics go too.", json_schema_extra=_at(3))
@@ -93,7 +88,7 @@ class Recipe(Section):
         default={}, description="Labels by a language model, for scorers to be trained on, by name.", json_schema_extra=_at(5)
     )
     scorers: dict[str, Scorer] = Field(default={}, description="Scorers by name.", json_schema_extra=_at(6))
-    tokenizer: TokenizerConfig = Field(default=Cl100k(), description="The tokenizer.", json_schema_extra=_at(7))
+    tokenizer: TokenizerConfig = Field(default=Cl100k(), description="The tokenizer.", json_schema_extra=_choice(7))
     sequence_length: int = Field(default=4096, ge=8, description="Tokens of an instance.", json_schema_extra=_at(8))
     held_out: HeldOut = Field(default=HeldOut(), description="Documents kept for evaluation.", json_schema_extra=_at(9))
     mixes: dict[str, Mix] = Field(default={}, description="Mixes by name.", json_schema_extra=_at(10))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +28,22 @@ from tasks.train_tokenizer import FROM_FILE
 
 
 def write_report(recipe: Recipe) -> str:
-    """Write `reports/NAME.html` in the store and return where it lies."""
+    """Write the report of the recipe's newest run into the store and return where it lies."""
     store = Store(recipe.store)
     summary = load_summary(store, recipe.name)
-    path = f"reports/{recipe.name}.html"
     # the recipe as it ran, not as its file reads now
-    store.replace(path, render(Gathering(store, Recipe.model_validate(summary.recipe), summary).data()))
+    return write(Gathering(store, Recipe.model_validate(summary.recipe), summary))
+
+
+def write(gathering: Gathering) -> str:
+    """Write `reports/NAME.html` and return where it lies."""
+    gathering.store.replace(f"reports/{gathering.recipe.name}.html", render(gathering.data()))
+    return place(gathering.recipe)
+
+
+def place(recipe: Recipe) -> str:
+    """Where the report of a recipe lies: a whole path, or a URL."""
+    store, path = Store(recipe.store), f"reports/{recipe.name}.html"
     return str(Path(store.full(path)).resolve()) if store.is_local else f"{recipe.store.rstrip('/')}/{path}"
 
 
@@ -39,6 +51,13 @@ class Gathering(Compute):
     """Reads a run's artifacts into the report's dataclasses; what the run did not do stays empty."""
 
     def data(self) -> report_data.ReportData:
+        """All of it; scores read columns of documents, and files walk folders of raw ones."""
+        scores = [self._scores(node) for node in self._of("select") if not self._gone(node)]
+        return replace(self.figures, scores=scores, files=self._files())
+
+    @cached_property
+    def figures(self) -> report_data.ReportData:
+        """What manifests and small files tell."""
         config = self.summary.recipe
         return report_data.ReportData(
             run=f"{self.summary.flow} {self.recipe.name}",
@@ -62,8 +81,6 @@ class Gathering(Compute):
             model_name=self.recipe.model.preset or "" if self.recipe.model else "",
             model_parameters=self._parameters(),
             flows=[flow for flow in map(self._flow, self.recipe.sources) if flow.stages],
-            scores=[self._scores(node) for node in self._of("select") if not self._gone(node)],
-            files=self._files(),
             annotations=[self._annotation(node) for node in self._of("annotate")],
             classifiers=[found for node in self._of("train-scorer") if (found := self._classifier(node)) is not None],
             mixes=[self._mix(node) for node in self._of("mix")],

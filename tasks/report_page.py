@@ -56,7 +56,7 @@ def render(data: ReportData) -> str:
         css=Markup((_HERE / "report.css").read_text("utf-8")),
         js=Markup((_HERE / "report.js").read_text("utf-8")),
         sections=_SECTIONS,
-        tiles=_tiles(data),
+        tiles=tiles(data),
         ladder=_ladder(data.checkpoints),
         flows=[_flow(flow, _stage_names(data.flows)) for flow in data.flows],
         stage_names=_stage_names(data.flows),
@@ -89,7 +89,7 @@ class _Bar:
     stage: str = ""
 
 
-def _tiles(data: ReportData) -> list[tuple[str, str, str]]:
+def tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the key numbers."""
     tiles = []
     if data.flows:

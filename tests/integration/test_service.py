@@ -40,6 +40,20 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
     assert state["state_type"] == "COMPLETED", state["state"]["message"]
     assert state["name"] == "curate small"
     assert {record.name for record in lab.records("select")} == {"web", "maths"}
+    left = service.ask("POST", "/artifacts/filter", json={"flow_runs": {"id": {"any_": [state["id"]]}}, "sort": "KEY_ASC"})
+    text = {each["key"]: each["data"] for each in left if each["type"] == "markdown"}
+    assert list(text) == ["lineage-small", "plan-small", "waterfall-small"]
+    assert "- 22 of 22 shards to run" in text["plan-small"]  # before it ran
+    assert "| maths | select | documents | 123 | repeated: 3 | 120 |" in text["waterfall-small"]
+
+    before = {record.name: record for record in lab.records("select")}
+    there = service.ask("GET", "/deployments/name/rerun/rerun")
+    given = {"recipe": lab.config, "step": "select", "source": "maths", "force": True}
+    made = service.ask("POST", f"/deployments/{there['id']}/create_flow_run", json={"parameters": given})
+    state = service.end_of(made["id"])
+    assert (state["state_type"], state["name"]) == ("COMPLETED", "rerun select maths of small"), state["state"]["message"]
+    again = {record.name for record in lab.records("select") if record not in before.values()}
+    assert again == {"maths"}
 
 
 def test_the_weekly_poll_has_its_next_runs_and_starts_the_curation_of_a_new_dump(service, tmp_path):
