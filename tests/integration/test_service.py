@@ -43,7 +43,7 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
     left = service.ask("POST", "/artifacts/filter", json={"flow_runs": {"id": {"any_": [state["id"]]}}, "sort": "KEY_ASC"})
     text = {each["key"]: each["data"] for each in left if each["type"] == "markdown"}
     assert list(text) == ["lineage-small", "plan-small", "waterfall-small"]
-    assert "- 22 of 22 shards to run" in text["plan-small"]  # before it ran
+    assert "- 23 of 23 shards to run" in text["plan-small"]  # before it ran: 4 steps of web and 3 of maths in 3 shards, scorer, tokenizer
     assert "| maths | select | documents | 123 | repeated: 3 | 120 |" in text["waterfall-small"]
 
     before = {record.name: record for record in lab.records("select")}
