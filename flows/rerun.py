@@ -16,7 +16,7 @@ from flows.summary import RunSummary
 
 def _called() -> str:
     given: dict[str, Any] = flow_run.parameters
-    return " ".join(filter(None, ("rerun", given["step"], given["source"], "of", given["recipe"]["name"])))
+    return " ".join(filter(None, ("rerun", given["step"], given["source"], "of", given["recipe"].name)))
 
 
 @flow(name="rerun", flow_run_name=_called, persist_result=False)
