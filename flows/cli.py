@@ -162,8 +162,9 @@ def run(
             return _run_dump_flow(work, recipe, as_json)
         summary = work(recipe, **options)
     from flows.report import place
+    from tasks.store import Store
 
-    report_path = place(recipe) if flow == "end-to-end" else None
+    report_path = place(Store(recipe.store), recipe.name) if flow == "end-to-end" else None
     rows = _gathered(recipe, summary).micro_anneals() if flow in ("end-to-end", "micro-anneal") else []
     tokenizers = _gathered(recipe, summary).tokenizers() if flow == "compare-tokenizers" else []
     if as_json:

@@ -38,13 +38,13 @@ def write_report(recipe: Recipe) -> str:
 def write(gathering: Gathering) -> str:
     """Write `reports/NAME.html` and return where it lies."""
     gathering.store.replace(f"reports/{gathering.recipe.name}.html", render(gathering.data()))
-    return place(gathering.recipe)
+    return place(gathering.store, gathering.recipe.name)
 
 
-def place(recipe: Recipe) -> str:
-    """Where the report of a recipe lies: a whole path, or a URL."""
-    store, path = Store(recipe.store), f"reports/{recipe.name}.html"
-    return str(Path(store.full(path)).resolve()) if store.is_local else f"{recipe.store.rstrip('/')}/{path}"
+def place(store: Store, name: str) -> str:
+    """Where the report of a recipe of this name lies: a whole path, or a URL."""
+    path = f"reports/{name}.html"
+    return str(Path(store.full(path)).resolve()) if store.is_local else f"{store.url.rstrip('/')}/{path}"
 
 
 class Gathering(Compute):
