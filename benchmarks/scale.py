@@ -7,7 +7,7 @@ selections, mixes, held-out parts. No document is looked at: what a mix takes of
 here, and whose speed `benchmarks.mix` measures; a plan only reads the composition that it has left.
 
 Timed are commands as a user gives them, in processes of their own on two cores, Python's start included: `olmoflow plan` with everything there, with one
-shard in a hundred damaged or gone, and with a file added to the largest source (whose gigabyte it must hash); then `ls` and `show`; then the
+shard in a hundred damaged or gone, and with a file added to the largest source (whose gigabyte it must hash); then `ls`, `show` of the largest selection and `lineage` of a mix; then the
 pipeline's own run, without Prefect, in which every shard is looked at and reused: once as it is, and once with all manifests to be written again. What a plan says is
 compared with what was done to the store. `plan_seconds_3e9_documents` is the slowest plan, and the last run, one after the other; `plan_gib_3e9_documents` the largest of all.
 Nothing is dropped from the page cache: a store on a disk answers from there once it has been read.
@@ -261,7 +261,7 @@ def main() -> None:
 def measure_all(rounds: int, folder: Path, store: Path, places: list[str], sized: Sized) -> dict[str, list[Run]]:
     rng, number = random.Random(7), itertools.count(1)
     sets = [word for place in places for word in ("--set", place)]
-    largest = max((store / "artifacts" / "select").iterdir(), key=lambda path: path.stat().st_size).stem
+    largest, a_mix = (max((store / "artifacts" / step).iterdir(), key=lambda path: path.stat().st_size).stem for step in ("select", "mix"))
 
     def plan() -> Run:
         return timed(["flows.cli", "plan", str(RECIPE), "--json", *sets])
@@ -301,6 +301,7 @@ def measure_all(rounds: int, folder: Path, store: Path, places: list[str], sized
             "plan, a file added": plan_added,
             "ls": lambda: timed(["flows.cli", "ls", "--store", str(store), "--json"]),
             "show": lambda: timed(["flows.cli", "show", largest, "--store", str(store), "--samples", "0", "--json"]),
+            "lineage": lambda: timed(["flows.cli", "lineage", a_mix, "--store", str(store), "--json"]),
             "run, everything reused": lambda: run_again(lambda: None),
             "run, manifests written anew": lambda: run_again(lambda: shutil.rmtree(store / "artifacts")),
         },

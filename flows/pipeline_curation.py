@@ -92,8 +92,8 @@ class Curation:
             return self._rewritten(source, config.rewrite)
 
         def make() -> Artifact:
-            mask, lists = config.mask_personal_data, self._url_lists(source)
-            tasks = [ingest.task(source, config.reader(), raw, mask, lists) for raw in self.files(source)]
+            reader, mask, lists = config.reader(), config.mask_personal_data, self._url_lists(source)
+            tasks = [ingest.task(source, reader, raw, mask, lists) for raw in self.files(source)]
             return self.runner.run(ingest.STEP, source, tasks, max_quarantined=config.max_quarantined)
 
         return self._once("ingest", source, make)
