@@ -25,7 +25,7 @@ soak: .venv/.installed-test
 
 # About three hours on a quiet machine; the peers' numbers are taken in the same run.
 bench: .venv/.installed-test .venv-peers/.installed
-	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix evaluation microanneal; do \
+	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix scale evaluation microanneal; do \
 		$(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.json || exit 1; done
 
 lint: .venv/.installed-lint

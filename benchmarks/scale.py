@@ -1,16 +1,18 @@
 """Planning and bookkeeping at the size of OLMo 2: 3.08 billion documents in 22 TB, in shards of 1 GB: `python -m benchmarks.scale`.
 
 The recipe is `olmo2-7b.yaml`, with all sources of the report's Tables 1 and 2 at the sizes that it declares. Its raw files are holes of their full
-size, whose checksums are remembered as after a first run. The store is made by the real pipeline with an engine that writes each shard's record, with books
-that add up to the declared sizes, and holes of a plausible size for its files. Everything but checkpoints is there: documents, two scores, tokens,
-selections, mixes, held-out parts. No document is looked at: what a mix takes of 3 billion documents is decided by the step `mix`, which is made
-here, and whose speed `benchmarks.mix` measures; a plan only reads the composition that it has left.
+size, whose checksums are remembered as after a first run. The store is made by the real pipeline with an engine that writes each shard's record,
+with books that add up to the declared sizes, and holes of a plausible size for its files. Everything but checkpoints is there: documents, two
+scores, tokens, selections, mixes, held-out parts. No document is looked at: which of 3 billion documents a mix takes is decided by the step `mix`,
+whose speed `benchmarks.mix` measures; a plan only reads the composition that it has left.
 
-Timed are commands as a user gives them, in processes of their own on two cores, Python's start included: `olmoflow plan` with everything there, with one
-shard in a hundred damaged or gone, and with a file added to the largest source (whose gigabyte it must hash); then `ls`, `show` of the largest selection and `lineage` of a mix; then the
-pipeline's own run, without Prefect, in which every shard is looked at and reused: once as it is, and once with all manifests to be written again. What a plan says is
-compared with what was done to the store. `plan_seconds_3e9_documents` is the slowest plan, and the last run, one after the other; `plan_gib_3e9_documents` the largest of all.
-Nothing is dropped from the page cache: a store on a disk answers from there once it has been read.
+Timed are commands as a user gives them, in processes of their own on two cores, Python's start included: `olmoflow plan` with everything there,
+with one shard in a hundred damaged or gone, and with a file added to the largest source (whose gigabyte it must hash); then `ls`, `show` of the
+largest selection and `lineage` of a mix; then the pipeline's own run, without Prefect, in which every shard is looked at and reused: once as it
+is, and once with all manifests to be written again. What a plan says is compared with what was done to the store.
+
+`plan_seconds_3e9_documents` is the slowest plan and the last run, one after the other; `plan_gib_3e9_documents` is the largest peak of all.
+Nothing is dropped from the page cache: a store on a disk that has not been read lately takes longer.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Storage:
     def __init__(self, url: str) -> None:
         """Raises UserError where no file system goes by the URL's protocol."""
         try:
-            fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **_connections(url))
         except (ValueError, ImportError) as error:
             raise UserError(f"{shown(url)} cannot be used: {error}") from error
         self.fs, self.path = fs, str(path)
@@ -81,6 +81,13 @@ class Storage:
             return steady(self.fs.unstrip_protocol(path), lambda: method(*arguments, **named))
 
         return call
+
+
+def _connections(url: str) -> dict[str, Any]:
+    """Settings of a file system that let `AT_ONCE` calls reach its server at once; botocore holds all but ten back."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    return {"config_kwargs": {"max_pool_connections": AT_ONCE, **fsspec.config.conf.get("s3", {}).get("config_kwargs", {})}}
 
 
 def steady(url: str, call: Callable[[], T]) -> T:

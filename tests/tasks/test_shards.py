@@ -153,11 +153,35 @@ def test_a_key_changes_with_a_release_of_a_library_but_not_with_its_build(monkey
     assert task().key(STEP) not in (cpu, task().key(step))
 
 
+def test_the_version_of_a_library_is_looked_up_once_and_not_for_every_shard(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tasks.shards, "version", lambda name: asked.append(name) or "1.0")
+    step = Step("upper", 1, MODULE, ("a-library-of-this-test",))
+    assert len({task(config={"number": number}).key(step) for number in range(50)}) == 50
+    assert asked == ["a-library-of-this-test"]
+
+
 def test_an_absent_library_has_a_key_too():
     assert task().key(Step("upper", 1, MODULE, ("no-such-library-at-all",))) != task().key(STEP)
 
 
 # -- what runs -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_shards_that_are_missing_are_prepared_before_they_are_made_and_no_others(lab):
+    prepared = []
+
+    def prepare(task):
+        assert not lab.ran
+        prepared.append(task.name)
+
+    lab.runner().run(STEP, "web", lab.tasks(a="one"), prepare=prepare)
+    lab.ran.clear()
+    both = lab.tasks(a="one", b="two")
+    lab.runner(plan_only=True).run(STEP, "web", both, prepare=prepare)
+    assert prepared == ["a"]
+    lab.runner().run(STEP, "web", both, prepare=prepare)
+    assert prepared == ["a", "b"] and lab.ran == ["b"]
 
 
 def test_a_new_shard_runs_alone(lab):

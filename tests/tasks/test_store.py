@@ -93,6 +93,27 @@ def test_a_shard_with_a_missing_or_cut_file_counts_as_not_made(tmp_path):
     assert store.record("step", "k") is not None
 
 
+@pytest.mark.parametrize("loss", ["file", "folder", "a file in place of the folder"])
+def test_a_shard_that_has_lost_a_file_counts_as_not_made(tmp_path, loss):
+    store = Store(str(tmp_path))
+    record = write_attempt(store).commit(Books(), 0)
+    path = store.fetch(record.file("file.txt").path)
+    path.unlink()
+    if loss != "file":
+        path.parent.rmdir()
+    if loss.startswith("a file"):
+        path.parent.write_text("hello")
+    assert store.record("step", "k") is None
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_the_records_of_many_shards_come_in_their_order_and_tell_what_is_missing_or_damaged(tmp_path, kind):
+    store = Store(str(tmp_path) if kind == "local" else f"memory://{tmp_path.name}")
+    made = {key: write_attempt(store, key, text=f"text of {key}").commit(Books(), 0) for key in ("a", "b", "c")}
+    store.fs.pipe_file(store.full(made["b"].file("file.txt").path), b"cut")
+    assert store.records("step", ["c", "none", "b", "a"]) == [made["c"], None, None, made["a"]]
+
+
 def test_create_never_overwrites_and_never_shows_half_a_file(tmp_path):
     store = Store(str(tmp_path))
     assert store.create("a/record.json", "one")
