@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tasks.sources.base import RawFile
@@ -67,7 +67,9 @@ def stored(tasks: Sequence[Any]) -> list[StoredTask]:
     found = []
     for task in tasks:
         inputs = {role: [_input(item) for item in items] for role, items in task.inputs.items()}
-        hints = {name: value for name, value in asdict(task)["hints"].items() if name not in PASSING_HINTS}
+        # without the inputs, of which a mix has a hundred thousand
+        hints = asdict(replace(task, config={}, inputs={}))["hints"] if task.hints else {}
+        hints = {name: value for name, value in hints.items() if name not in PASSING_HINTS}
         found.append(StoredTask(task.name, task.config, hints, inputs))
     return found
 

@@ -282,7 +282,7 @@ class Runner:
             "inputs": artifact.inputs,
             "raw_files": raw_files,
             "shards": artifact.keys,
-            "files": [asdict(stored) for record in artifact.records if record for stored in record.files],
+            "files": [vars(stored) for record in artifact.records if record for stored in record.files],
             "books": asdict(artifact.books),
             "seconds": round(artifact.seconds, 3),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
