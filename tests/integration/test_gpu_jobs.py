@@ -55,6 +55,7 @@ def lines(path):
     return path.read_text().rsplit("\n", 1)[0].splitlines()
 
 
+@pytest.mark.soak
 def test_a_training_is_a_child_run_that_is_shared_cancelled_and_resumed(service, ready):
     first = service.submit("pretrain", ready.config)
     child = wait_for(lambda: service.child_of(first), "the child run")

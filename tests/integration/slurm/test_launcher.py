@@ -108,6 +108,7 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(path.parent.name.removeprefix("step")) for path in folder.glob("checkpoints/*/checkpoint.json"))
 
 
+@pytest.mark.soak
 def test_two_nodes_train_as_two_local_ranks_do_and_a_cancelled_run_has_saved(train, local, cluster, tmp_path):
     def stop():
         if len(losses(tmp_path / "slurm")) > 4:
