@@ -92,7 +92,7 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_loss: float, exponentials: Exponentials, gradients: bool
     ) -> Tensor:
         parts = torch.zeros(3, dtype=torch.float32, device=hidden.device)
-        parts[2] = -math.inf
+        parts[2:].fill_(-math.inf)  # assigned to an index it would be a copy from the host, which a GPU waits for
         hidden_gradient = torch.empty_like(hidden) if gradients else None
         head_gradient = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if gradients else None
         rows = min(len(hidden), max(1, _CHUNK_ELEMENTS.get(hidden.device.type, 1 << 24) // len(head)))

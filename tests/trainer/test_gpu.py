@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.fixture
-def gpu_world() -> Any:
-    yield parallel.start("cuda", 1)
+def gpu_world(request: pytest.FixtureRequest) -> Any:
+    yield parallel.start("cuda", 1, deterministic=getattr(request, "param", False))
+    torch.use_deterministic_algorithms(False)
     dist.destroy_process_group()
 
 
@@ -48,6 +49,7 @@ def test_a_step_that_logs_nothing_never_waits_for_the_gpu(
     assert quiet.count(2) == 10
 
 
+@pytest.mark.parametrize("gpu_world", [True], ids=["deterministic"], indirect=True)
 def test_a_deterministic_run_goes_on_bit_for_bit(
     make_config: Any, gpu_world: parallel.World, tmp_path: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
