@@ -93,8 +93,9 @@ def _waterfall(flows: list[SourceFlow]) -> str:
         for stage in flow.stages:
             lost = "; ".join(f"{_escaped(loss.reason)}: {loss.count:,}" for loss in stage.losses if loss.count)
             tokens = f"{flow.tokens:,}" if stage is flow.stages[-1] and flow.tokens is not None else ""
-            rows.append([_escaped(flow.source), stage.name, stage.unit, f"{stage.read:,}", lost, f"{stage.kept:,}", tokens])
-    told = table(["source", "step", "unit", "read", "dropped, by reason", "kept", "tokens kept"], rows, left=(0, 1, 2, 4))
+            # reasons last: a long one pushes what follows it out of sight
+            rows.append([_escaped(flow.source), stage.name, stage.unit, f"{stage.read:,}", f"{stage.kept:,}", tokens, lost])
+    told = table(["source", "step", "unit", "read", "kept", "tokens kept", "dropped, by reason"], rows, left=(0, 1, 2, 6))
     notes = [f"- {_escaped(flow.source)}: {_escaped(flow.note)}" for flow in flows if flow.note]
     return _joined([told, "\n".join(notes)])
 
