@@ -91,25 +91,25 @@ class _Bar:
 
 def tiles(data: ReportData) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the key numbers."""
-    tiles = []
+    found = []
     if data.flows:
         firsts, lasts = [flow.stages[0] for flow in data.flows if flow.stages], [flow.stages[-1] for flow in data.flows if flow.stages]
         units = {stage.unit for stage in firsts}
         unit = units.pop() if len(units) == 1 else "records"
-        tiles.append(("read", compact(sum(stage.read for stage in firsts)), f"{unit} from {len(data.flows)} sources"))
-        tiles.append(("kept", compact(sum(stage.kept for stage in lasts)), "documents selected"))
+        found.append(("read", compact(sum(stage.read for stage in firsts)), f"{unit} from {len(data.flows)} sources"))
+        found.append(("kept", compact(sum(stage.kept for stage in lasts)), "documents selected"))
         tokens = [flow.tokens for flow in data.flows if flow.tokens is not None]
         if tokens:
-            tiles.append(("tokens", compact(sum(tokens)), "in the selected documents"))
+            found.append(("tokens", compact(sum(tokens)), "in the selected documents"))
     if data.runs:
         trained = sum(run.tokens[-1] for run in data.runs if run.tokens)
-        tiles.append(("trained on", compact(trained), f"tokens in {len(data.runs)} run{'s' if len(data.runs) != 1 else ''}"))
+        found.append(("trained on", compact(trained), f"tokens in {len(data.runs)} run{'s' if len(data.runs) != 1 else ''}"))
     if data.model_parameters:
-        tiles.append(("model", compact(data.model_parameters), f"parameters{', ' + data.model_name if data.model_name else ''}"))
+        found.append(("model", compact(data.model_parameters), f"parameters{', ' + data.model_name if data.model_name else ''}"))
     if data.artifacts:
         reused = sum(item.reused for item in data.artifacts)
-        tiles.append(("artifacts", f"{len(data.artifacts):,}", f"{reused} reused, {len(data.artifacts) - reused} made"))
-    return [*tiles, ("time", duration(data.seconds), "in all")]
+        found.append(("artifacts", f"{len(data.artifacts):,}", f"{reused} reused, {len(data.artifacts) - reused} made"))
+    return [*found, ("time", duration(data.seconds), "in all")]
 
 
 def _ladder(checkpoints: list[Checkpoint]) -> list[dict[str, Any]]:
