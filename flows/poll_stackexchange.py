@@ -28,6 +28,9 @@ def poll_stackexchange(recipe: Recipe) -> RunSummary | State:
 
     Run by a worker it starts a run of that deployment and does not wait for it; else it does the work itself. A run that fails is tried again
     by the next poll, for its dump is not done.
+
+    Args:
+        recipe: The recipe whose Stack Exchange source is looked after.
     """
     found = recuration.find(in_environment(recipe), None, tell)
     if found.dump is None:

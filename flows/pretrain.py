@@ -12,5 +12,9 @@ from flows.summary import RunSummary
 
 @flow(name="pretrain", flow_run_name="pretrain {recipe.name}", persist_result=False)
 def pretrain(recipe: Recipe) -> RunSummary:
-    """Pretraining."""
+    """Pretraining.
+
+    Args:
+        recipe: What is made, of what, and where.
+    """
     return run_stage(recipe, "pretrain", Pipeline.pretrain)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Annotated
 
 import httpx
 from prefect import flow
@@ -12,7 +11,6 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.states import Completed
-from pydantic import Field
 
 from flows import recuration
 from flows.face import run_stage, tell
@@ -20,16 +18,16 @@ from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary
 from tasks.dump_record import Done
 
-Name = Annotated[
-    str | None, Field(description="The folder's name of a dump, done or not; the newest that is whole and not done where left empty.")
-]
-
 
 @flow(name="recurate-stackexchange", flow_run_name="recurate-stackexchange {recipe.name}", persist_result=False)
-def recurate_stackexchange(recipe: Recipe, dump: Name = None) -> RunSummary | State:
+def recurate_stackexchange(recipe: Recipe, dump: str | None = None) -> RunSummary | State:
     """The newest Stack Exchange dump that is whole and not done (or the one of a name) curated, the mixes built again, and what it changed.
 
     `Skipped`, with the reason, where there is none.
+
+    Args:
+        recipe: The recipe whose Stack Exchange source is curated.
+        dump: The folder's name of a dump, done or not; the newest that is whole and not done where left empty.
     """
     found = recuration.find(in_environment(recipe), dump, tell)
     if found.dump is None:

@@ -12,5 +12,9 @@ from flows.summary import RunSummary
 
 @flow(name="tokenize", flow_run_name="tokenize {recipe.name}", persist_result=False)
 def tokenize(recipe: Recipe) -> RunSummary:
-    """Tokens of every source."""
+    """Tokens of every source.
+
+    Args:
+        recipe: What is made, of what, and where.
+    """
     return run_stage(recipe, "tokenize", Pipeline.tokenize_all)

@@ -22,7 +22,11 @@ from tasks.train import run_folder
 
 @flow(name="train", flow_run_name="{job.title}", persist_result=False)
 def train(job: GpuJob) -> None:
-    """A training run, a soup or an evaluation of a recipe's flow, to its end; run again it goes on where it stopped."""
+    """A training run, a soup or an evaluation of a recipe's flow, to its end; run again it goes on where it stopped.
+
+    Args:
+        job: What is done and where, as the flow that needs it writes it.
+    """
     job = job.here()
     store, tasks = Store(job.store), job.tasks()
     watching = Watching()
