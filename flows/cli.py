@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks.errors import RecipeError, UserError
+from tasks.secrets import hidden
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help="From raw text to a souped OLMo 2 model.")
 console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -96,7 +97,7 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     if _interrupted.is_set():  # it is what an interrupted step, or a server that was ended with it, made of the Ctrl-C
         _stop()
-    errors.print(f"[bold red]error:[/] {escape(message)}")
+    errors.print(f"[bold red]error:[/] {escape(hidden(message))}")
     sys.exit(code)
 
 
@@ -146,7 +147,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a flow here; what is already made is reused."""
-    from flows.recipe import load
+    from flows.recipe import load, without_secrets
 
     if flow not in FLOWS:
         raise RecipeError(f"there is no flow {flow!r}; choose one of {', '.join(FLOWS)}")
@@ -160,7 +161,7 @@ def run(
         work = getattr(importlib.import_module(f"flows.{module}"), module)
         if flow in DUMP_FLOWS:
             return _run_dump_flow(work, recipe, as_json)
-        summary = work(recipe, **options)
+        summary = work(without_secrets(recipe), **options)
     from flows.report import place
     from tasks.store import Store
 
@@ -190,7 +191,9 @@ def run(
 
 def _run_dump_flow(work: Any, recipe: Any, as_json: bool) -> None:
     """A flow that may find nothing to do; its lines have said all."""
-    state = work(recipe, return_state=True)
+    from flows.recipe import without_secrets
+
+    state = work(without_secrets(recipe), return_state=True)
     summary = state.result()
     if as_json:
         from flows.recuration import as_json as last_dump
@@ -274,14 +277,14 @@ def rerun(
 ) -> None:
     """One step again, and only it; what it needs must be there."""
     from flows.plan import check_step
-    from flows.recipe import load
+    from flows.recipe import load, without_secrets
 
     recipe = load(recipe_file, set_)
     check_step(recipe, step, source)
     from flows.rerun import rerun_step
 
     with _listening(as_json):
-        summary = rerun_step(step, source, force, recipe=recipe)
+        summary = rerun_step(step, source, force, recipe=without_secrets(recipe))
     if as_json:
         print(json.dumps(asdict(summary)))
     else:

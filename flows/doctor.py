@@ -109,13 +109,17 @@ def _gpu(index: str, name: str, memory: str, celsius: str, errors: str) -> Findi
 
 
 def _server() -> Finding:
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    from flows.service import authorization
 
     url = PREFECT_API_URL.value()
     if url is None:
         return Finding("Prefect server", None, "none named (PREFECT_API_URL): each run starts one for itself")
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/admin/version", timeout=ANSWER_SECONDS)
+        answer = httpx.get(
+            f"{url.rstrip('/')}/admin/version", timeout=ANSWER_SECONDS, headers=authorization(PREFECT_API_AUTH_STRING.value())
+        )
         answer.raise_for_status()
         return Finding("Prefect server", True, f"version {answer.json()} at {url}")
     except (httpx.HTTPError, ValueError) as error:

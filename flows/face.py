@@ -29,7 +29,6 @@ from prefect.settings import PREFECT_API_URL
 
 from flows import artifacts
 from flows.children import ChildRuns
-from flows.jobs import variables_of
 from flows.pipeline import Pipeline, make_runner
 from flows.plan import make_plan, stage_of
 from flows.recipe import Recipe, in_environment
@@ -40,6 +39,7 @@ from tasks import workers
 from tasks.errors import UserError
 from tasks.measure import Hits
 from tasks.progress import Progress, Seldom, Watch
+from tasks.secrets import hidden, variables_of
 from tasks.shards import Artifact
 from tasks.store import Store
 
@@ -75,7 +75,7 @@ def run_stage(
     recipe asks for, end to end, leaves its report in the store.
     """
     started, clock, shown = datetime.now(UTC), time.monotonic(), PREFECT_API_URL.value() is not None
-    variables, recipe = variables_of(recipe), in_environment(recipe)
+    variables, recipe = variables_of(recipe.model_dump(mode="json")), in_environment(recipe)
     watch = Watching()
     uses = Uses(Store(recipe.store), recipe.name, flow, started.isoformat(timespec="seconds"))
 
@@ -112,7 +112,7 @@ class _Told(logging.Handler):
     """What the code below logs (a job that goes elsewhere, ranks that are tried again), for Prefect's log and the listeners."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = record.getMessage()
+        line = hidden(record.getMessage())
         with contextlib.suppress(MissingContextError):  # a thread of its own has no run
             get_run_logger().log(record.levelno, line)
         for listener in listeners:
@@ -166,6 +166,10 @@ def _as_task(name: str, function: Callable[[], Any]) -> Any:
             for act in interrupted:
                 act()
             raise
+        except UserError as error:  # Prefect keeps its words
+            if (told := hidden(str(error))) != str(error):
+                raise type(error)(told) from None
+            raise
         finally:
             at_work.remove(name)
 
@@ -174,6 +178,7 @@ def _as_task(name: str, function: Callable[[], Any]) -> Any:
 
 def tell(line: str) -> None:
     """A line for Prefect's log and for the listeners; within a flow."""
+    line = hidden(line)
     get_run_logger().info(line)
     for listener in listeners:
         listener(line)

@@ -1,12 +1,10 @@
 """A GPU job as data: what a flow run of the deployment `train` gets as its one parameter, and the job made of it where it runs.
 
-No value of an environment variable that the recipe names is in it: `${VAR}` goes along in its place and is filled in by the worker.
+No value of an environment variable or a block that the recipe names is in it: its name goes along and is filled in by the worker.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -14,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from flows.recipe import Recipe
-from flows.recipe_file import VARIABLE, filled
+from flows.recipe_file import filled
 from flows.section import Section
 from flows.section import at as _at
 from tasks import downstream, evaluate, soup, train
@@ -22,12 +20,12 @@ from tasks.beside import Job
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig
 from tasks.progress import Watch
+from tasks.secrets import hidden
 from tasks.shards import Input, ShardRef, ShardTask, Step, inputs_json, library_version
 from tasks.sources.base import RawFile
 from tasks.store import Store
 
 STEPS: dict[str, Step] = {step.name: step for step in (train.STEP, evaluate.STEP, downstream.STEP, soup.STEP)}
-SHORTEST_SECRET = 4  # characters; a shorter value stands in too many words to be taken out of them
 
 
 class Shard(Section):
@@ -86,7 +84,7 @@ class GpuJob(Section):
         return downstream.DownstreamJob(store, self.launcher, self.batch_instances, list(self.tasks().values()))
 
     def here(self) -> GpuJob:
-        """The job with its ${VAR} filled in, where it runs."""
+        """The job with its ${VAR} and ${block:NAME} filled in, where it runs."""
         return GpuJob.model_validate(filled(self.model_dump(mode="json"), f"the job {self.title}"))
 
 
@@ -105,7 +103,7 @@ def _input(item: dict[str, Any]) -> Input:
 
 
 def describe(job: Job, task: ShardTask, recipe: Recipe, variables: Mapping[str, str]) -> dict[str, Any]:
-    """The job that makes a task, as the parameter of a flow run, with ${VAR} for the `variables` by name."""
+    """The job that makes a task, as the parameter of a flow run, with names for secrets and for the `variables`."""
     several = list(job.tasks.values()) if isinstance(job, downstream.DownstreamJob) else [task]
     step = STEPS[_step_of(job)]
     given = {name: getattr(job, name) for name in ("batch_instances", "precision") if hasattr(job, name)}
@@ -120,8 +118,8 @@ def describe(job: Job, task: ShardTask, recipe: Recipe, variables: Mapping[str, 
         ],
         **given,
     )
-    hidden: dict[str, Any] = _hidden(described.model_dump(mode="json", exclude_unset=True), variables)
-    return hidden
+    parameter: dict[str, Any] = hidden(described.model_dump(mode="json", exclude_unset=True), variables)
+    return parameter
 
 
 def _step_of(job: Job) -> str:
@@ -132,31 +130,3 @@ def _step_of(job: Job) -> str:
         downstream.DownstreamJob: "downstream",
     }
     return kinds[type(job)]
-
-
-def variables_of(recipe: Recipe) -> dict[str, str]:
-    """The environment variables that a recipe names, by name, those with the longest values first."""
-    names = {match for text in _strings(recipe.model_dump(mode="json")) for match, _ in VARIABLE.findall(text)}
-    values = {name: os.environ.get(name, "") for name in names}
-    return {
-        name: values[name] for name in sorted(names, key=lambda name: (-len(values[name]), name)) if len(values[name]) >= SHORTEST_SECRET
-    }
-
-
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _strings(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in _strings(item)]
-    return [value] if isinstance(value, str) else []
-
-
-def _hidden(value: Any, variables: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _hidden(item, variables) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_hidden(item, variables) for item in value]
-    if not isinstance(value, str) or not variables:
-        return value
-    names = {its: name for name, its in reversed(list(variables.items()))}
-    return re.sub("|".join(re.escape(its) for its in variables.values()), lambda match: f"${{{names[match[0]]}}}", value)

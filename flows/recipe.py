@@ -32,6 +32,7 @@ from tasks.from_annotation import TopicFromAnnotation
 from tasks.launch import LauncherConfig
 from tasks.mix_plan import MixSpec
 from tasks.scorers import column_names
+from tasks.secrets import hidden
 from tasks.train import Metrics, Parallel
 from tasks.train_tokenizer import Cl100k, TokenizerConfig
 
@@ -395,6 +396,13 @@ def in_environment(recipe: Recipe) -> Recipe:
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     here = filled(raw, f"the recipe {recipe.name}")
     return recipe if here == raw else Recipe.model_validate(here)
+
+
+def without_secrets(recipe: Recipe) -> Recipe:
+    """A recipe as a flow gets it, whose parameters Prefect keeps: with names for secrets, which `in_environment` fills in again."""
+    raw = recipe.model_dump(mode="json", exclude_unset=True)
+    told = hidden(raw)
+    return recipe if told == raw else Recipe.model_validate(told)
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Recipe) -> str:

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from tasks.errors import RecipeError
-
-VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+from tasks.secrets import BLOCK, VARIABLE, remember_block
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -32,7 +32,7 @@ def read(path: Path, overrides: list[str], fill: bool = True) -> dict[str, Any]:
     """The keys of a recipe's file, laid over those of the file that its `extends` names (relative to it), and so on.
 
     Mappings are merged key by key; anything else (a list, a number, null) takes the place of what the other file has. Then each override
-    `a.b=c` is applied, and ${VAR} or ${VAR:-default} filled in unless `fill` is false.
+    `a.b=c` is applied, and ${VAR}, ${VAR:-default} or ${block:NAME} filled in unless `fill` is false.
 
     Raises:
         RecipeError: a file is not there, cannot be read, is no mapping, or extends itself; an override fits nothing; a variable is not set.
@@ -117,7 +117,7 @@ def _step_into(place: Any, part: str, text: str) -> Any:
 
 
 def filled(value: Any, path: str) -> Any:
-    """Environment variables filled in, in every string of a recipe. path: whose they are, for the error where one is not set."""
+    """Environment variables and Secret blocks filled in, in every string of a recipe. path: whose they are, for the error where one is not set."""
     if isinstance(value, dict):
         return {key: filled(item, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -135,4 +135,31 @@ def filled(value: Any, path: str) -> Any:
             )
         return found
 
-    return VARIABLE.sub(fill, value)
+    def fill_block(match: re.Match[str]) -> str:
+        found = _block(match[1], path)
+        remember_block(match[1], found)
+        return found
+
+    return BLOCK.sub(fill_block, VARIABLE.sub(fill, value))
+
+
+def _block(name: str, path: str) -> str:
+    """The text of a block of Prefect's type Secret. Raises RecipeError where the server has none, or there is no server to ask."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value() is None:
+        raise RecipeError(f"{path}: the block {name} lies on Prefect's server: set PREFECT_API_URL, or take an environment variable for it")
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_block_document_by_name(name, "secret", include_secrets=True).data.get("value")
+        except ObjectNotFound as error:
+            raise RecipeError(
+                f"{path}: the server at {PREFECT_API_URL.value()} has no Secret block {name}: make it in the UI under Blocks"
+            ) from error
+        except httpx.HTTPError as error:
+            raise RecipeError(f"{path}: the server at {PREFECT_API_URL.value()} does not give the block {name}: {error}") from error
+    if not isinstance(found, str):
+        raise RecipeError(f"{path}: the Secret block {name} holds no text: give it one in the UI under Blocks")
+    return found

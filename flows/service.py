@@ -6,6 +6,7 @@ service writes lies in its home folder, and its sockets in a folder of the user'
 
 from __future__ import annotations
 
+import base64
 import configparser
 import contextlib
 import dataclasses
@@ -32,6 +33,8 @@ from supervisor.xmlrpc import SupervisorTransport
 from tasks.errors import UserError
 
 READY_SECONDS, STOP_SECONDS = 180.0, 60.0
+# Prefect's names of what its server demands of everybody (`user:password`), and of what a client sends: only ever in the environment
+DEMANDED, SENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 POSTGRES_FOLDERS = "usr/lib/postgresql/*/bin", "usr/pgsql-*/bin"  # below /: Debian's and Red Hat's, which are on nobody's path
 POSTGRES_USER = "postgres"
 ROOT = Path(__file__).parents[1]
@@ -78,6 +81,7 @@ class Service:
             if running != settings:
                 raise UserError(f"the service runs at {running.ui} with other settings: `olmoflow down` first, or give the same")
             self._wait_until_ready(running)
+            _check_demands(running)
             return running
         _check_free(settings)
         self.home.mkdir(parents=True, exist_ok=True)
@@ -160,7 +164,10 @@ class Service:
         }
         if database is not None:
             ours["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-        return {**os.environ, **ours}
+        given = {
+            name: value for name, value in os.environ.items() if value or name not in (DEMANDED, SENT)
+        }  # Prefect demands an empty one too
+        return given | ours | credentials()
 
     def _write_configuration(self, settings: Settings, database: str | None) -> Path:
         """supervisord's file. A program is leashed: it ends with supervisord, however that ends."""
@@ -229,12 +236,13 @@ class Service:
 def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
     """Everything that `olmoflow up` does: the service, its pools, the deployments of `prefect.yaml`, the workers."""
     service = Service(home, tell)
-    if not settings.is_private:
+    if not settings.is_private and not credentials():
         tell(
-            f"the server will listen at {settings.host} and asks nobody who they are: put a proxy with a login before it (docs/service.md)"
+            f"the server will listen at {settings.host} and asks nobody who they are: set {DEMANDED}, "
+            "or put a proxy with a login before it (docs/service.md)"
         )
     running = service.up(settings)
-    os.environ["PREFECT_API_URL"] = running.api  # before Prefect is imported, which reads it
+    os.environ.update({"PREFECT_API_URL": running.api, **credentials()})  # before Prefect is imported, which reads them
     from flows import deployments
 
     deployments.make_pools(pools(running))
@@ -242,6 +250,26 @@ def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[s
     names = deployments.deploy(running.api)
     tell(f"{len(names)} deployments: {', '.join(names)}")
     return {"ui": running.ui, "api": running.api, "home": str(service.home), "deployments": names, "processes": service.processes()}
+
+
+def credentials() -> dict[str, str]:
+    """What workers and clients need in their environment to be let in; nothing where the server demands nothing."""
+    secret = os.environ.get(DEMANDED)
+    return {DEMANDED: secret, SENT: secret} if secret else {}
+
+
+def authorization(secret: str | None) -> dict[str, str]:
+    """The headers of a request that is to be let in."""
+    return {"Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"} if secret else {}
+
+
+def _check_demands(settings: Settings) -> None:
+    """Raise UserError where a server that runs demands something else than the environment says, and so would refuse us, or let all in."""
+    secret = os.environ.get(DEMANDED)
+    asks = httpx.get(f"{settings.api}/admin/version", timeout=30).status_code == httpx.codes.UNAUTHORIZED
+    knows = httpx.get(f"{settings.api}/admin/version", timeout=30, headers=authorization(secret)).is_success
+    if asks != bool(secret) or not knows:
+        raise UserError(f"the service runs with another {DEMANDED}, or without one: set it as it was, or `olmoflow down` first")
 
 
 def pools(settings: Settings) -> dict[str, int]:

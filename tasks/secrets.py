@@ -1,22 +1,56 @@
-"""Secrets come from the environment and stay there: what is written down or told has a variable's name in place of its value."""
+"""Secrets come from the environment and from Prefect's blocks and stay there: what is written down or told has their name in its place.
+
+A recipe names them as `${VAR}` and `${block:NAME}`, and has their values only where it runs.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
-NAMES = re.compile(r"key|secret|token|password|passwd|credential", re.IGNORECASE)  # of variables that hold secrets
-SHORTEST = 8  # characters of a secret; a shorter value, such as `false`, stands in too many words
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # ${VAR} and ${VAR:-default}
+BLOCK = re.compile(r"\$\{block:([a-z0-9][a-z0-9-]*)\}")  # as Prefect names blocks
+NAMES = re.compile(r"key|secret|token|password|passwd|credential|auth_string|webhook", re.IGNORECASE)  # of variables that hold secrets
+SHORTEST = 8  # characters of a secret that is known by its variable's name; a shorter value, such as `false`, stands in too many words
+SHORTEST_NAMED = 4  # of one that a recipe names
+
+_blocks: dict[str, str] = {}  # name in a recipe by value: what this process has filled in
 
 
-def hidden(value: Any) -> Any:
-    """A JSON value with `${NAME}` for the value of each environment variable that holds a secret by its name."""
-    secrets = {its: name for name, its in os.environ.items() if NAMES.search(name) and len(its) >= SHORTEST}
+def remember_block(name: str, value: str) -> None:
+    """Hide a block's value from now on."""
+    if len(value) >= SHORTEST_NAMED:
+        _blocks[value] = f"${{block:{name}}}"
+
+
+def variables_of(value: Any) -> dict[str, str]:
+    """The environment variables that a recipe, as a JSON value, names: `${NAME}` by value."""
+    names = sorted({name for text in _strings(value) for name, _ in VARIABLE.findall(text)}, reverse=True)
+    return {its: f"${{{name}}}" for name in names if len(its := os.environ.get(name, "")) >= SHORTEST_NAMED}
+
+
+def hidden(value: Any, variables: Mapping[str, str] | None = None) -> Any:
+    """A JSON value without secrets: in their place stands what a recipe names them by.
+
+    Secrets are the values of the environment variables that hold one by their name, and of the blocks that were filled in here.
+    variables: what else goes by its name (`variables_of`), where the value is for another machine with an environment of its own.
+    """
+    by_name = {its: f"${{{name}}}" for name, its in os.environ.items() if NAMES.search(name) and len(its) >= SHORTEST}
+    secrets = by_name | dict(variables or {}) | _blocks
     if not secrets:
         return value
     longest_first = sorted(secrets, key=len, reverse=True)
     return _replaced(value, re.compile("|".join(map(re.escape, longest_first))), secrets)
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _replaced(value: Any, pattern: re.Pattern[str], secrets: dict[str, str]) -> Any:
@@ -24,4 +58,4 @@ def _replaced(value: Any, pattern: re.Pattern[str], secrets: dict[str, str]) -> 
         return {key: _replaced(item, pattern, secrets) for key, item in value.items()}
     if isinstance(value, list):
         return [_replaced(item, pattern, secrets) for item in value]
-    return pattern.sub(lambda match: f"${{{secrets[match[0]]}}}", value) if isinstance(value, str) else value
+    return pattern.sub(lambda match: secrets[match[0]], value) if isinstance(value, str) else value

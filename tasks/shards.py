@@ -18,6 +18,7 @@ from typing import Any
 from tasks import environment, shard_tasks
 from tasks.errors import UserError
 from tasks.progress import Report, Watch, ignore
+from tasks.secrets import hidden
 from tasks.sources.base import RawFile
 from tasks.storage import StorageError
 from tasks.store import Books, Record, Store, canonical_json, fingerprint
@@ -265,7 +266,7 @@ class Runner:
     def _write_manifest(self, step: Step, tasks: Sequence[ShardTask], artifact: Artifact, job: dict[str, Any]) -> None:
         path = f"artifacts/{step.name}/{artifact.id}.json"
         there = json.loads(self.store.read_text(path) or "{}")
-        raw_files = [raw.told() for raw in artifact.raw_files]
+        raw_files = hidden([raw.told() for raw in artifact.raw_files])
         has_tasks = "tasks" in there
         if not artifact.made and has_tasks and there.get("raw_files") == raw_files:
             return
@@ -278,7 +279,7 @@ class Runner:
             "step": step.name,
             "name": artifact.name,
             "version": step.version,
-            "config": tasks[0].config if tasks else {},
+            "config": hidden(tasks[0].config) if tasks else {},
             "inputs": artifact.inputs,
             "raw_files": raw_files,
             "shards": artifact.keys,

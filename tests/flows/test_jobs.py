@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 import pytest
 
 from flows import live
-from flows.jobs import GpuJob, describe, variables_of
+from flows.jobs import GpuJob, describe
 from flows.recipe import Recipe, in_environment, load_form
 from tasks import downstream, evaluate, soup, train
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig
 from tasks.progress import Progress, ignore
+from tasks.secrets import variables_of
 from tasks.shards import ShardRef, ShardTask
 from tasks.sources.base import RawFile
 from tasks.store import Store
@@ -48,7 +49,7 @@ def test_a_job_s_parameters_make_the_same_job_and_hold_no_secret(recipe, kind):
     here = in_environment(recipe)
     store = Store(here.store)
     job, task = jobs(store)[kind]
-    parameter = json.dumps(describe(job, task, here, variables_of(recipe)))
+    parameter = json.dumps(describe(job, task, here, variables_of(recipe.model_dump(mode="json"))))
     assert SECRET not in parameter and "${PLANTED}" in parameter
     there = GpuJob.model_validate(json.loads(parameter)).here()
     made = there.make(store, ignore)

@@ -44,7 +44,9 @@ class Service:
         return json.loads(done.stdout)
 
     def ask(self, method: str, path: str, **options):
-        answer = httpx.request(method, f"http://127.0.0.1:{self.port}/api{path}", timeout=30, **options)
+        secret = self.environment.get("PREFECT_SERVER_API_AUTH_STRING")
+        login = {"auth": tuple(secret.split(":"))} if secret else {}
+        answer = httpx.request(method, f"http://127.0.0.1:{self.port}/api{path}", timeout=30, **login, **options)
         answer.raise_for_status()
         return answer.json()
 

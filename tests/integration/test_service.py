@@ -112,6 +112,28 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path):
     assert not other.home.exists()
 
 
+@pytest.mark.soak
+def test_a_server_with_a_password_lets_in_who_has_it_and_tells_it_nobody(tmp_path, lab):
+    secret = "lab:planted-3f9c1e77"
+    guarded = Service(tmp_path / "guarded")
+    guarded.environment["PREFECT_SERVER_API_AUTH_STRING"] = secret
+    try:
+        guarded.up()
+        assert httpx.post(f"http://127.0.0.1:{guarded.port}/api/flow_runs/filter", json={}).status_code == 401
+        state = guarded.end_of(guarded.submit("curate", lab.config))  # the worker, its run and the deployments were let in
+        assert state["state_type"] == "COMPLETED", state["state"]["message"]
+        assert secret not in "".join(guarded.processes().values())
+        for path in (path for path in guarded.home.rglob("*") if path.is_file()):
+            assert b"planted-3f9c1e77" not in path.read_bytes(), path
+        for other in ("", "lab:another"):
+            again = Service(tmp_path / "guarded")
+            again.environment["PREFECT_SERVER_API_AUTH_STRING"] = other
+            done = again.run("up", "--port", str(guarded.port))
+            assert done.returncode == 1 and "set it as it was, or `olmoflow down` first" in done.stderr
+    finally:
+        guarded.stop()
+
+
 def test_down_leaves_nothing_behind(service):
     assert "stopped" in service.run("down").stdout
     assert not service.processes()
