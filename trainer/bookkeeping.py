@@ -13,7 +13,6 @@ import queue
 import resource
 import sys
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,7 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.energy import open_meter
+from trainer.moment import Moment
+from trainer.nvml import READINGS, open_gpu
+from trainer.own_work import over_peers
 from trainer.parallel import World
 from trainer.sinks import Sink
 from trainer.spikes import SpikeScore
@@ -35,10 +36,12 @@ log = logging.getLogger(__name__)
 LOSS, Z_LOSS, GRAD_NORM, SKIPPED, EMBEDDING_NORM, LARGEST_LOGIT = range(6)
 ON_DEVICE = 6
 # What a rank tells the others of a step, in this order: the above (the loss as all micro-batches' sum), and these.
-_MASKED, _SECONDS, _WAIT, _CHECKPOINT, _HELD_OUT, _MEMORY, _JOULES, _BAD = range(ON_DEVICE, ON_DEVICE + 8)
-_COLUMNS = ON_DEVICE + 8
-_SUMMED = (LOSS, Z_LOSS, _MASKED, _JOULES)
-_GREATEST = (LARGEST_LOGIT, _WAIT, _CHECKPOINT, _HELD_OUT, _MEMORY)
+_MASKED, _SECONDS, _WAIT, _CHECKPOINT, _HELD_OUT, _MEMORY, _JOULES, _BAD, _OWN = range(ON_DEVICE, ON_DEVICE + 9)
+_CELSIUS, _WATTS, _SM_MHZ, _CORRECTED, _UNCORRECTED = _READ = range(ON_DEVICE + 9, ON_DEVICE + 14)  # as `READINGS`
+_COLUMNS = ON_DEVICE + 14
+_SUMMED = (LOSS, Z_LOSS, _MASKED, _JOULES, _WATTS, _CORRECTED, _UNCORRECTED)
+_GREATEST = (LARGEST_LOGIT, _WAIT, _CHECKPOINT, _HELD_OUT, _MEMORY, _CELSIUS)
+_LEAST = (_SM_MHZ,)
 _EVERY_STEPS = {"cpu": 1, "cuda": 10}
 _SCORED = ("loss", "bits_per_byte")
 _GRACE_SECONDS = 5  # for the thread, where the run fails
@@ -55,22 +58,6 @@ def _peak_flops(device: torch.device) -> float | None:
     return next((flops for part, flops in _PEAK_FLOPS if part in name), None)
 
 
-class Moment:
-    """A moment in a rank's work: of the device where it is a GPU, else of the clock. Taking one waits for nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
-        if self._event:
-            self._event.record()
-        self._time = time.perf_counter()
-
-    def seconds_since(self, before: Moment) -> float:
-        """Call it when both moments have passed."""
-        if self._event and before._event:
-            return before._event.elapsed_time(self._event) / 1000
-        return self._time - before._time
-
-
 @dataclass
 class StepNumbers:
     """One step, as the loop hands it over.
@@ -83,6 +70,7 @@ class StepNumbers:
         checkpoint: seconds that it stood still for a checkpoint before the step.
         held_out: seconds that it stood still for held-out scores after the step.
         scores: held-out numbers by flat name, the same on all ranks.
+        own: beginning and end of what this rank computed without waiting for others; where there are none, none.
     """
 
     step: int
@@ -95,6 +83,7 @@ class StepNumbers:
     checkpoint: float = 0.0
     held_out: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
+    own: list[tuple[Moment, Moment]] = field(default_factory=list)
 
 
 class NotFinite(Exception):
@@ -150,7 +139,8 @@ class Bookkeeper:
         peak = _peak_flops(world.device)
         self._peak_tokens = world.size * peak / config.model.flops_per_token(config.sequence_length) if peak else None
         cuda = world.device.type == "cuda"
-        self._meter = open_meter(str(torch.cuda.get_device_properties(world.device).uuid)) if cuda else None
+        self._gpu = open_gpu(str(torch.cuda.get_device_properties(world.device).uuid)) if cuda else None
+        self._ranks_every, self._ranks_told = config.metrics.ranks_every_steps, -math.inf  # step whose line told of each rank
         self._group = dist.new_group(backend="gloo")
         self._waiting: list[StepNumbers] = []
         self._work: queue.SimpleQueue[tuple[list[StepNumbers], _Copy] | None] = queue.SimpleQueue()
@@ -217,17 +207,20 @@ class Bookkeeper:
                 self._changed.notify_all()
 
     def _write(self, steps: list[StepNumbers], copy: _Copy) -> None:
-        ranks = self._gather(_told(steps, copy.wait(), self._meter.joules() if self._meter else math.nan))
+        rows_here = copy.wait()  # before the GPU is looked at: it has done the steps then
+        joules, readings = (self._gpu.joules(), self._gpu.readings()) if self._gpu else (math.nan, [math.nan] * len(READINGS))
+        ranks = self._gather(_told(steps, rows_here, joules, readings))
         lines, fault = [], None
         for each, rows in zip(steps, ranks.unbind(1), strict=True):
             values = rows[0].clone()
             values[list(_SUMMED)] = rows[:, _SUMMED].sum(dim=0)
             values[list(_GREATEST)] = rows[:, _GREATEST].amax(dim=0)
+            values[list(_LEAST)] = rows[:, _LEAST].amin(dim=0)
             numbers = values.tolist()
             fault = _fault(each.step, numbers, rows)
             if fault:
                 break
-            lines.append(self._line(each, numbers))
+            lines.append(self._line(each, numbers) | self._of_ranks(each.step, rows, is_last=each is steps[-1]))
         for sink in self._sinks:
             sink.write(lines)
         if lines:
@@ -264,14 +257,30 @@ class Bookkeeper:
             "peak_memory_bytes": int(numbers[_MEMORY]),
         }
         for name, score in self._spikes.items():
-            score.add(line[name])
+            line[f"{name}_spike"] = int(score.add(line[name]))
             line[f"{name}_spike_score"] = score.percent
         if self._peak_tokens:
             line["mfu"] = speed / self._peak_tokens
         looked_at = {"embedding_norm": EMBEDDING_NORM, "gpu_joules": _JOULES}
+        looked_at |= {f"gpu_{name}": column for name, column in zip(READINGS, _READ, strict=True)}
         line |= {name: numbers[column] for name, column in looked_at.items() if not math.isnan(numbers[column])}
         self.joules += line.get("gpu_joules", 0.0)
         return line | each.scores
+
+    def _of_ranks(self, step: int, rows: Tensor, is_last: bool) -> dict[str, Any]:
+        """Which rank is behind the others, and now and then what each is like. `rows`: shape (ranks, _COLUMNS)."""
+        if self._world.size == 1 or self._world.rank != 0:
+            return {}
+        behind = over_peers(rows[:, _OWN].tolist())
+        slowest = behind.index(max(behind))
+        line: dict[str, Any] = {"slowest_rank": slowest, "slowest_rank_over_median": behind[slowest]}
+        if is_last and step - self._ranks_told >= self._ranks_every:  # the GPUs' numbers are the last step's
+            self._ranks_told = step
+            line["rank_over_median"] = [round(each, 3) for each in behind]
+            for name, column in zip(READINGS, _READ, strict=True):
+                if not rows[:, column].isnan().all():
+                    line[f"rank_gpu_{name}"] = [None if math.isnan(value) else value for value in rows[:, column].tolist()]
+        return line
 
     def _log(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
@@ -298,18 +307,23 @@ def _fault(step: int, numbers: list[float], rows: Tensor) -> NotFinite | None:
     return NotFinite(step, numbers[LOSS], numbers[GRAD_NORM], rows[:, LOSS].tolist(), bad)
 
 
-def _told(steps: list[StepNumbers], rows: Tensor, joules: float) -> Tensor:
-    """What this rank tells the others, float64 of shape (steps, _COLUMNS). Energy is known for all of the steps together: the last has it."""
+def _told(steps: list[StepNumbers], rows: Tensor, joules: float, readings: list[float]) -> Tensor:
+    """What this rank tells the others, float64 of shape (steps, _COLUMNS).
+
+    Energy is known for all of the steps together, and the GPU is looked at after them: the last has both.
+    """
     told = torch.full((len(steps), _COLUMNS), math.nan, dtype=torch.float64)
     told[:, :ON_DEVICE] = rows[:, :ON_DEVICE]
     told[:, _JOULES] = math.nan if math.isnan(joules) else 0.0
     told[-1, _JOULES] = joules
+    told[-1, list(_READ)] = torch.tensor(readings, dtype=torch.float64)
     told[:, _MEMORY] = _peak_memory_bytes(steps[0].row.device)
     for each, mine, losses in zip(steps, told, rows[:, ON_DEVICE:], strict=True):
         host = (each.masked, each.ended.seconds_since(each.began), each.wait, each.checkpoint, each.held_out)
         mine[_MASKED : _HELD_OUT + 1] = torch.tensor(host, dtype=torch.float64)
         bad = losses.isfinite().logical_not().nonzero()
         mine[_BAD] = int(bad[0]) if len(bad) else -1
+        mine[_OWN] = each.wait + sum(ended.seconds_since(began) for began, ended in each.own)
     return told
 
 

@@ -154,6 +154,7 @@ class MetricsConfig:
     Attributes:
         every_steps: steps whose numbers leave the device together; None: 1 on a CPU, 10 on a GPU. Each step has its line either way.
         embedding_norm_every_steps: steps between two looks at the norm of the input embeddings.
+        ranks_every_steps: steps between two lines that tell of each rank by itself, or the least that leave the device together.
         tensorboard: write TensorBoard's files to `tensorboard/` in the run folder too; needs the extra `tensorboard`.
         wandb: send it to Weights & Biases too, or keep it for them; needs the extra `wandb`.
         energy: the data centre, for CO2 and water in `done.json`; the GPUs' energy itself needs the extra `gpu`.
@@ -161,6 +162,7 @@ class MetricsConfig:
 
     every_steps: int | None = None
     embedding_norm_every_steps: int = 100
+    ranks_every_steps: int = 100
     tensorboard: bool = False
     wandb: WandbConfig | None = None
     energy: EnergyConfig | None = None
@@ -293,6 +295,7 @@ def _check(config: TrainConfig, source: str) -> None:
         "checkpoint.permanent_every_steps": checkpoint.permanent_every_steps,
         "metrics.every_steps": config.metrics.every_steps,
         "metrics.embedding_norm_every_steps": config.metrics.embedding_norm_every_steps,
+        "metrics.ranks_every_steps": config.metrics.ranks_every_steps,
         "held_out.every_steps": config.held_out.every_steps if config.held_out else None,
         "profile.first_step": config.profile.first_step if config.profile else None,
         "profile.steps": config.profile.steps if config.profile else None,

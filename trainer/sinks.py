@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Takes the steps' lines in order."""
 
     def write(self, lines: list[dict[str, Any]]) -> None:
-        """Each line holds `step`, `tokens` and numbers by flat name."""
+        """Each line holds `step`, `tokens` and numbers by flat name; a list has a number a rank, or None where there is none."""
 
     def close(self) -> None:
         """Nothing comes after it."""
@@ -51,7 +51,7 @@ class TensorBoard:
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
-            for name, value in line.items():
+            for name, value in flat(line).items():
                 if name != "step":
                     self._writer.add_scalar(name, value, line["step"])
         self._writer.flush()
@@ -80,10 +80,19 @@ class WeightsAndBiases:
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
-            self._run.log(line)
+            self._run.log(flat(line))
 
     def close(self) -> None:
         self._run.finish()
+
+
+def flat(line: dict[str, Any]) -> dict[str, Any]:
+    """A line for a sink that takes numbers only: `rank_gpu_celsius/3` for what the list `rank_gpu_celsius` has of rank 3."""
+    numbers = {name: value for name, value in line.items() if not isinstance(value, list)}
+    for name, values in line.items():
+        if isinstance(values, list):
+            numbers |= {f"{name}/{rank}": value for rank, value in enumerate(values) if value is not None}
+    return numbers
 
 
 def check_extras(metrics: MetricsConfig) -> None:

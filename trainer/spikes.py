@@ -25,18 +25,21 @@ class SpikeScore:
         self.values = 0
         self.spikes = 0
 
-    def add(self, value: float | None) -> None:
-        """Take the next value of the series."""
+    def add(self, value: float | None) -> bool:
+        """Take the next value of the series; whether it is a spike."""
         self.values += 1
         if value is None or not math.isfinite(value):
             self.spikes += 1
-            return
+            return True
+        spike = False
         if self._finite >= _LEAST:
             last = self._last[: self._finite]
             distance = abs(value - last.mean())
-            self.spikes += bool(distance >= SIGMAS * last.std() and distance > 0)
+            spike = bool(distance >= SIGMAS * last.std() and distance > 0)
+            self.spikes += spike
         self._last[self._finite % WINDOW] = value
         self._finite += 1
+        return spike
 
     @property
     def percent(self) -> float:

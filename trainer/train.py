@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainer import checkpoint, energy, failures, health, optim, parallel
-from trainer.bookkeeping import ON_DEVICE, Bookkeeper, Moment, NotFinite, StepNumbers
+from trainer.bookkeeping import ON_DEVICE, Bookkeeper, NotFinite, StepNumbers
 from trainer.config import TrainConfig, difference_on_restart
 from trainer.data import Loader, Mix, check_files, check_tokenizer
 from trainer.errors import TrainerError
 from trainer.held_out import HeldOut
 from trainer.interrupts import CollectedRarely, StopRequest
+from trainer.moment import Moment
+from trainer.own_work import OwnWork
 from trainer.parallel import World
 from trainer.parsing import to_dict
 from trainer.prefetch import Prefetcher, ReadyBatch
@@ -38,7 +40,8 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 @dataclass
 class Run:
-    """Everything that a run's loop works with. `step`: steps done; `start_rate`: the schedule's peak, or where the anneal began."""
+    """Everything that a run's loop works with. `step`: steps done; `start_rate`: the schedule's peak, or where the anneal began; `own_work`:
+    where there are other ranks to compare it with."""
 
     config: TrainConfig
     world: World
@@ -50,6 +53,7 @@ class Run:
     start_rate: float
     skip_step: SkipStep | None = None
     held_out: HeldOut | None = None
+    own_work: OwnWork | None = None
     step: int = 0
     saved: Path | None = None
 
@@ -130,9 +134,11 @@ def _leave(run: Run, saver: Saver) -> int:
 
 
 def _open_books(run: Run) -> Bookkeeper:
-    """Rank 0 writes what it keeps; it goes on where the run stands."""
+    """Rank 0 writes what it keeps; it goes on where the run stands. Collective."""
+    ranks = run.world.gather({"host": run.world.host, "device": str(run.world.device)})
     if run.world.rank != 0:
         return Bookkeeper(run.world, run.config, run.steps, (), [])
+    checkpoint.write_json(run.folder / "ranks.json", ranks)
     cut_back(run.folder, run.step)
     sinks = open_sinks(run.folder, run.step, run.config.metrics, to_dict(run.config))
     return Bookkeeper(run.world, run.config, run.steps, written(run.folder), sinks)
@@ -145,7 +151,8 @@ def _timed_step(run: Run, batch: ReadyBatch, profiler: Profiler, began: Moment, 
     row = _step(run, batch, rate)
     profiler.after(run.step)
     masked = int((~batch.host.kept).sum())
-    return StepNumbers(run.step, row, rate, masked, began, Moment(run.world.device), batch.waited_seconds, stalled)
+    own = run.own_work.take() if run.own_work else []
+    return StepNumbers(run.step, row, rate, masked, began, Moment(run.world.device), batch.waited_seconds, stalled, own=own)
 
 
 def _score_held_out(run: Run, held_out: HeldOut, numbers: StepNumbers) -> None:
@@ -169,7 +176,8 @@ def prepare(config: TrainConfig, world: World) -> Run:
     optimizer = optim.make_optimizer(model, config.optimizer)
     skip_step = SkipStep(config.optimizer.skip_step, world.device) if config.optimizer.skip_step else None
     steps = config.max_steps or loader.batches_per_epoch
-    run = Run(config, world, folder, loader, model, optimizer, steps, config.optimizer.learning_rate, skip_step, held_out)
+    own_work = OwnWork(model, world.device) if world.size > 1 else None
+    run = Run(config, world, folder, loader, model, optimizer, steps, config.optimizer.learning_rate, skip_step, held_out, own_work)
     newest = checkpoint.newest_whole(folder / "checkpoints", world)
     if newest:
         _resume(run, newest)
@@ -222,9 +230,13 @@ def _step(run: Run, batch: ReadyBatch, rate: float) -> Tensor:
     parts = []
     for number, (micro_ids, micro_kept) in enumerate(micro_batches, 1):
         parallel.begin_micro_batch(run.model, number == len(micro_batches), config.parallel.accumulate)
+        if run.own_work:
+            run.own_work.measure(number == 1)  # one micro-batch tells enough of a step, at a small number of events
         loss, micro_parts = run.model.loss(micro_ids, micro_kept, run.targets_per_step, config.optimizer.z_loss)
         loss.backward()
         parts.append(micro_parts)
+    if run.own_work:
+        run.own_work.measure(False)
     norm = _whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optimizer.max_grad_norm))
     losses, z_losses, largest_logits = torch.stack(parts, dim=1)
     skipped = _update(run, losses.sum(), norm, rate)
