@@ -30,11 +30,13 @@ from xmlrpc.client import Fault, ServerProxy
 import httpx
 from supervisor.xmlrpc import SupervisorTransport
 
+from flows.automations import WEBHOOK
 from tasks.errors import UserError
 
 READY_SECONDS, STOP_SECONDS = 180.0, 60.0
 # Prefect's names of what its server demands of everybody (`user:password`), and of what a client sends: only ever in the environment
 DEMANDED, SENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
+HEARTBEAT_SECONDS = "180"  # between two signs of life of a flow run: a third of what deployments/automations.yaml waits for
 POSTGRES_FOLDERS = "usr/lib/postgresql/*/bin", "usr/pgsql-*/bin"  # below /: Debian's and Red Hat's, which are on nobody's path
 POSTGRES_USER = "postgres"
 ROOT = Path(__file__).parents[1]
@@ -161,12 +163,12 @@ class Service:
             "PREFECT_API_URL": settings.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", HEARTBEAT_SECONDS),
         }
         if database is not None:
             ours["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-        given = {
-            name: value for name, value in os.environ.items() if value or name not in (DEMANDED, SENT)
-        }  # Prefect demands an empty one too
+        # the server keeps the webhook as a secret, and would demand an empty password too
+        given = {name: value for name, value in os.environ.items() if name != WEBHOOK and (value or name not in (DEMANDED, SENT))}
         return given | ours | credentials()
 
     def _write_configuration(self, settings: Settings, database: str | None) -> Path:
@@ -204,7 +206,7 @@ class Service:
             assert folder is not None  # its database is there
             command = [str(folder / "postgres"), "-D", str(data), "-k", str(its_socket), "-c", "listen_addresses="]
             yield "postgres", _as_postgres(command)
-        yield "server", [*prefect, "server", "start", "--host", settings.host, "--port", str(settings.port)]
+        yield "server", [sys.executable, "-m", "flows.server", str(self.home), "--host", settings.host, "--port", str(settings.port)]
         for pool in pools(settings):
             name = f"{pool}-{socket.gethostname()}"
             yield pool, [*prefect, "worker", "start", "--pool", pool, "--type", "process", "--name", name]
@@ -234,7 +236,7 @@ class Service:
 
 
 def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Everything that `olmoflow up` does: the service, its pools, the deployments of `prefect.yaml`, the workers."""
+    """Everything that `olmoflow up` does: the service, its pools, the automations, the deployments of `prefect.yaml`, the workers."""
     service = Service(home, tell)
     if not settings.is_private and not credentials():
         tell(
@@ -243,9 +245,10 @@ def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[s
         )
     running = service.up(settings)
     os.environ.update({"PREFECT_API_URL": running.api, **credentials()})  # before Prefect is imported, which reads them
-    from flows import deployments
+    from flows import automations, deployments
 
     deployments.make_pools(pools(running))
+    automations.make()
     service.start_workers(running)
     names = deployments.deploy(running.api)
     tell(f"{len(names)} deployments: {', '.join(names)}")

@@ -48,7 +48,7 @@ class Service:
         login = {"auth": tuple(secret.split(":"))} if secret else {}
         answer = httpx.request(method, f"http://127.0.0.1:{self.port}/api{path}", timeout=30, **login, **options)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def processes(self) -> dict[int, str]:
         """Command lines of all processes of the service, by process id."""
