@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas import FlowRun
+from prefect.client.schemas import FlowRun, State
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
@@ -24,6 +24,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelling
 
+from flows.automations import HEARD_NOTHING
 from flows.jobs import STEPS, GpuJob, describe
 from flows.recipe import Recipe
 from tasks.beside import Job
@@ -63,7 +64,11 @@ class ChildRuns:
 
 
 class ChildRun:
-    """One job; called, it runs it to its end. `check` is called now and then and ends it by raising."""
+    """One job; called, it runs it to its end. `check` is called now and then and ends it by raising.
+
+    A child that an automation has marked crashed may be dead, or live where no network reaches it. Another one is begun in either case: the
+    lock of the training's folder makes it wait for the first, and it goes on where that one stopped.
+    """
 
     def __init__(self, title: str, key: str, parameters: dict[str, Any], check: Callable[[], None], tell: Callable[[str], None]) -> None:
         self.title, self.key, self.parameters, self.check, self.tell = title, key, parameters, check, tell
@@ -87,6 +92,11 @@ class ChildRun:
                 assert state is not None
                 if state.is_completed():
                     return
+                if _is_given_up(state) and tries < TRIES - 1:
+                    self.tell(
+                        f"{self.title}: nothing was heard from flow run {run.name} any more; another one goes on, or waits for it if it lives"
+                    )
+                    continue
                 if ours or state.is_failed() or tries == TRIES - 1:
                     raise UserError(self._failure(run))
 
@@ -156,3 +166,8 @@ class ChildRun:
         message = RAISED.sub("", run.state.message or "it says nothing").strip().rstrip(".")
         verb = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "was cancelled"}.get(run.state.type.value, run.state.type.value)
         return f"{self.title} {verb} (flow run {run.name}, {run.id}): {message}; a retry goes on where it stopped"
+
+
+def _is_given_up(state: State) -> bool:
+    """Whether an automation has marked the run crashed, since nothing was heard from it."""
+    return state.is_crashed() and (state.message or "").startswith(HEARD_NOTHING)

@@ -12,10 +12,12 @@ import logging
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -23,11 +25,13 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 from prefect.exceptions import MissingContextError, PrefectException
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_API_URL
 
 from flows import artifacts
+from flows.alerts import Disks
 from flows.children import ChildRuns
 from flows.pipeline import Pipeline, make_runner
 from flows.plan import make_plan, stage_of
@@ -76,7 +80,7 @@ def run_stage(
     """
     started, clock, shown = datetime.now(UTC), time.monotonic(), PREFECT_API_URL.value() is not None
     variables, recipe = variables_of(recipe.model_dump(mode="json")), in_environment(recipe)
-    watch = Watching()
+    watch = Watching(disks(Store(recipe.store)))
     uses = Uses(Store(recipe.store), recipe.name, flow, started.isoformat(timespec="seconds"))
 
     def told(artifact: Artifact) -> None:
@@ -184,14 +188,39 @@ def tell(line: str) -> None:
         listener(line)
 
 
-class Watching:
-    """Progress for Prefect: now and then a line in the task's log and a state of its progress artifact; and for the watchers all of it."""
+def alert(kind: str, about: str, sentence: str) -> None:
+    """Tell what somebody should look at: a warning in Prefect's log, a line for the listeners, and an event where there is a server.
 
-    def __init__(self) -> None:
+    A server that is away is waited for by a thread of Prefect's, and for its events only so long.
+    """
+    get_run_logger().warning(sentence)
+    for listener in listeners:
+        listener(sentence)
+    if PREFECT_API_URL.value() is not None:
+        resource = {"prefect.resource.id": f"olmoflow.{kind}.{about}", "prefect.resource.name": about}
+        with contextlib.suppress(Exception):  # whatever Prefect has against it, no run ends by it
+            emit_event(f"olmoflow.alert.{kind}", resource, payload={"message": sentence})
+
+
+def disks(store: Store, *folders: str) -> Disks:
+    """What looks after the disks that a run writes to: the store's where it is local, the given ones, and that of temporary files."""
+    own = [Path(store.full(""))] if store.is_local else []
+    return Disks([*own, *map(Path, folders), Path(tempfile.gettempdir())], alert)
+
+
+class Watching:
+    """Progress for Prefect: now and then a line in the task's log and a state of its progress artifact; and for the watchers all of it.
+
+    `look` is called as often as there is progress.
+    """
+
+    def __init__(self, look: Callable[[], None] = lambda: None) -> None:
+        self.look = look
         self.log, self.bar = Seldom(LOG_SECONDS), Seldom(BAR_SECONDS)
         self.bars: dict[tuple[str, str], UUID] = {}
 
     def __call__(self, progress: Progress) -> None:
+        self.look()
         for watcher in watchers:
             watcher(progress)
         if self.log(progress):

@@ -5,7 +5,7 @@ No value of an environment variable or a block that the recipe names is in it: i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -73,10 +73,10 @@ class GpuJob(Section):
             found[shard.key] = task
         return found
 
-    def make(self, store: Store, watch: Watch) -> Job:
-        """The job, to be called with each task and its key."""
+    def make(self, store: Store, watch: Watch, look: Callable[[], None] = lambda: None) -> Job:
+        """The job, to be called with each task and its key. `look` is called every few seconds of a training."""
         if self.step == "train":
-            return train.TrainJob(store, self.launcher, watch)
+            return train.TrainJob(store, self.launcher, watch, look)
         if self.step == "soup":
             return soup.SoupJob(store, self.launcher)
         if self.step == "evaluate":

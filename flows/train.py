@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from prefect import flow, get_run_logger
 
-from flows.face import Watching, lines_from_below
+from flows.alerts import TrainingAlerts
+from flows.face import Watching, alert, disks, lines_from_below
 from flows.jobs import STEPS, GpuJob
 from flows.live import LiveLoss
 from tasks.cordon import Cordon
@@ -29,18 +30,26 @@ def train(job: GpuJob) -> None:
     """
     job = job.here()
     store, tasks = Store(job.store), job.tasks()
+    look_at_disks = disks(store, job.launcher.work_folder)
     watching = Watching()
     with lines_from_below(), _gpus(job.launcher, store):
         for key, task in tasks.items():
-            live = LiveLoss(f"loss {task.name} {job.recipe}", run_folder(store, job.launcher, key)) if job.step == "train" else None
+            folder, is_training = run_folder(store, job.launcher, key), job.step == "train"
+            live = LiveLoss(f"loss {task.name} {job.recipe}", folder) if is_training else None
+            alerts = TrainingAlerts(f"{task.name} of {job.recipe}", folder, alert) if is_training else None
 
             def watch(progress: Progress, live: LiveLoss | None = live) -> None:
                 watching(progress)
                 if live:
                     live(progress)
 
+            def look(alerts: TrainingAlerts | None = alerts) -> None:
+                look_at_disks()
+                if alerts:
+                    alerts()
+
             if store.record(STEPS[job.step].name, key) is None:
-                job.make(store, watch)(task, key)
+                job.make(store, watch, look)(task, key)
 
 
 @contextmanager
