@@ -49,6 +49,13 @@ def make() -> list[str]:
     return names
 
 
+def told_to() -> str:
+    """Who is told of alerts, without its secret."""
+    if os.environ.get(WEBHOOK):
+        return f"the webhook of {WEBHOOK}"
+    return os.environ.get(BLOCK) or f"nobody: set {WEBHOOK} or {BLOCK} (docs/service.md)"
+
+
 def _read(telling: Telling) -> list[dict[str, Any]]:
     automations: list[dict[str, Any]] = yaml.safe_load(filled(FILE.read_text(), str(FILE)))
     for automation in automations:

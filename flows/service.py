@@ -236,7 +236,7 @@ class Service:
 
 
 def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Everything that `olmoflow up` does: the service, its pools, the automations, the deployments of `prefect.yaml`, the workers."""
+    """Everything that `olmoflow up` does: the service, its pools, the workers, the deployments of `prefect.yaml`, the automations."""
     service = Service(home, tell)
     if not settings.is_private and not credentials():
         tell(
@@ -248,10 +248,11 @@ def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[s
     from flows import automations, deployments
 
     deployments.make_pools(pools(running))
-    automations.make()
     service.start_workers(running)
     names = deployments.deploy(running.api)
     tell(f"{len(names)} deployments: {', '.join(names)}")
+    told = len(automations.make())
+    tell(f"{told} automations; alerts are passed on to {automations.told_to()}")
     return {"ui": running.ui, "api": running.api, "home": str(service.home), "deployments": names, "processes": service.processes()}
 
 
