@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from service import Service, wait_for
 
@@ -33,7 +34,7 @@ def service(tmp_path_factory):
 def training(service, lab):
     """A pretraining, its GPU job and its trainer, which stands still."""
     lab.mixes_here()
-    lab.config["pretrain"] |= {"steps": 60, "checkpoint_every": 10}
+    lab.config["pretrain"] |= {"steps": 600, "decay_steps": 800, "checkpoint_every": 100}
     parent = service.submit("pretrain", lab.config)
     child = wait_for(lambda: service.child_of(parent), "the child run")["id"]
     (trainer,) = wait_for(lambda: pids(service, "-m trainer"), "the trainer")
@@ -54,9 +55,12 @@ def state_of(service, run):
 
 def heartbeats(service, run):
     """When the server has heard from a run, the newest first."""
-    resource = {"id": [f"prefect.flow-run.{run}"]}
-    asked = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource, "order": "DESC"}, "limit": 50}
-    return [event["occurred"] for event in service.ask("POST", "/events/filter", json=asked)["events"]]
+    return [event["occurred"] for event in events(service, "prefect.flow-run.heartbeat", resource={"id": [f"prefect.flow-run.{run}"]})]
+
+
+def events(service, name, **only):
+    asked = {"filter": {"event": {"name": [name]}, "order": "DESC", **only}, "limit": 50}
+    return service.ask("POST", "/events/filter", json=asked)["events"]
 
 
 def supervisor(service, *arguments):
@@ -66,10 +70,10 @@ def supervisor(service, *arguments):
     subprocess.run([sys.executable, "-m", "supervisor.supervisorctl", "-s", url, *arguments], check=True, capture_output=True)
 
 
-def kill_runs_and_workers(service, *runs):
-    """All at once, so that nobody is left who could tell."""
+def kill_at_once(service, workers, *runs):
+    """So that nobody is left who could tell."""
     marks = [f"PREFECT__FLOW_RUN_ID={run}\0".encode() for run in runs]
-    doomed = set(pids(service, "worker start"))
+    doomed = {pid for command in workers for pid in pids(service, command)}
     for pid in service.processes():
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
@@ -82,7 +86,7 @@ def kill_runs_and_workers(service, *runs):
 
 
 @pytest.mark.soak
-def test_runs_live_through_an_outage_of_the_server_and_are_marked_crashed_when_they_die(service, training):
+def test_runs_live_through_an_outage_of_the_server_and_one_that_dies_later_is_replaced(service, training):
     parent, child, trainer = training
     supervisor(service, "stop", "server")
     until = time.monotonic() + SILENT_SECONDS + 10  # longer than a run may be silent
@@ -92,16 +96,33 @@ def test_runs_live_through_an_outage_of_the_server_and_are_marked_crashed_when_t
         wait_for(lambda run=run: len(heartbeats(service, run)) > before, "a heartbeat after the outage")
         assert state_of(service, run)["type"] == "RUNNING"
     assert pids(service, "-m trainer") == [trainer]
+    stalls = wait_for(
+        lambda: events(service, "olmoflow.alert.stall"), "the alert of a trainer that stands still, told while the server was away"
+    )
+    assert stalls[0]["payload"]["message"].startswith("pretrain of small: no step for")
+    assert f"prefect.flow-run.{child}" in [each["prefect.resource.id"] for each in stalls[0]["related"]]
 
-    kill_runs_and_workers(service, parent, child)
+    kill_at_once(service, ["worker start --pool gpu"], child)  # as where the machine of the GPUs loses its power
+    assert_nothing_was_heard(service, child)
+    state = service.end_of(parent)
+    assert state["state_type"] == "COMPLETED", state["state"]["message"]
+
+
+@pytest.mark.soak
+def test_a_run_and_its_job_that_are_killed_with_their_workers_are_marked_crashed_and_a_retry_completes(service, training):
+    parent, child, _ = training
+    kill_at_once(service, ["worker start"], parent, child)
     for run in (parent, child):
-        state = service.end_of(run)["state"]
-        assert (state["type"], state["message"].split(";")[0]) == ("CRASHED", "Nothing was heard from the run's process")
+        assert_nothing_was_heard(service, run)
     assert not pids(service, "-m trainer")
-
     service.set_state(parent, "SCHEDULED")  # the retry in the UI
     state = wait_for(lambda: (now := state_of(service, parent))["type"] in ("COMPLETED", "FAILED") and now, "the retry's end")
     assert state["type"] == "COMPLETED", state["message"]
+
+
+def assert_nothing_was_heard(service, run):
+    state = service.end_of(run)["state"]
+    assert (state["type"], state["message"].split(";")[0]) == ("CRASHED", "Nothing was heard from the run's process")
 
 
 def heartbeats_after_start(service, run):
@@ -110,7 +131,7 @@ def heartbeats_after_start(service, run):
     def answer():
         try:
             return [heartbeats(service, run)]
-        except Exception:
+        except httpx.HTTPError:
             return None
 
     return wait_for(answer, "the server")[0]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from trainer import parallel
 from trainer.bookkeeping import Bookkeeper, StepNumbers
 from trainer.config import TrainConfig
+from trainer.own_work import OwnWork
 from trainer.parsing import parse
 from trainer.train import EXIT_TERMINATED, train
 
@@ -67,3 +68,22 @@ def test_a_deterministic_run_goes_on_bit_for_bit(
     assert train(config, gpu_world) == 0
     whole, resumed = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "run")
     assert [(line["loss"], line["grad_norm"]) for line in resumed] == [(line["loss"], line["grad_norm"]) for line in whole]
+
+
+def test_a_rank_s_own_work_is_timed_without_waiting_for_the_gpu(make_config: Any, gpu_world: parallel.World) -> None:
+    config = _config(make_config())
+    model = parallel.build_model(config.model, gpu_world, "bf16", 1)
+    own_work = OwnWork(model, gpu_world.device)
+    ids = torch.ones(2, 32, dtype=torch.long, device=gpu_world.device)
+    kept = torch.ones(2, dtype=torch.bool, device=gpu_world.device)
+    for watched in (False, True):  # once for what the first pass makes ready
+        own_work.measure(watched)
+        torch.cuda.set_sync_debug_mode("error" if watched else "default")
+        try:
+            model.loss(ids, kept, 64, 0.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    spans = own_work.take()
+    assert len(spans) == config.model.n_layers
+    assert all(ended.seconds_since(began) > 0 for began, ended in spans)
