@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -81,3 +83,32 @@ class Service:
         self.run("down")
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+
+
+class Chat:
+    """A webhook and what it has got; its address holds a secret. A context manager."""
+
+    def __init__(self, secret: str) -> None:
+        got: list[dict] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == f"/{secret}":
+                    got.append(json.loads(told))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_) -> None:
+                pass
+
+        self.server, self.got = ThreadingHTTPServer(("127.0.0.1", 0), Handler), got
+        self.url = f"http://127.0.0.1:{self.server.server_port}/{secret}"
+
+    def __enter__(self) -> "Chat":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.server.shutdown()
+        self.server.server_close()

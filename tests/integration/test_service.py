@@ -5,43 +5,26 @@ import os
 import re
 import signal
 import socket
-import threading
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import uuid4
 
 import httpx
 import pytest
 from dumps import recipe, write_dump
-from service import Service, free_port, wait_for
+from service import Chat, Service, free_port, wait_for
 
 
 @pytest.fixture(scope="module")
-def webhook():
-    """What somebody's chat has got."""
-    got = []
-
-    class Chat(BaseHTTPRequestHandler):
-        def do_POST(self):
-            got.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        got_at = f"http://127.0.0.1:{server.server_port}/planted-secret-81c2"
-        yield got_at, got
-        server.shutdown()
+def chat():
+    with Chat("planted-secret-81c2") as chat:
+        yield chat
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, webhook):
+def service(tmp_path_factory, chat):
     service = Service(tmp_path_factory.mktemp("service"))
-    service.environment["OLMOFLOW_ALERT_WEBHOOK"] = webhook[0]
+    service.environment["OLMOFLOW_ALERT_WEBHOOK"] = chat.url
     try:
         service.told = service.up()
         yield service
@@ -106,15 +89,14 @@ def test_the_weekly_poll_has_its_next_runs_and_starts_the_curation_of_a_new_dump
     assert (tmp_path / "store/dumps/forum/done/000001.json").exists()
 
 
-def test_an_alert_reaches_the_webhook_whose_secret_stays_one(service, webhook):
-    _, got = webhook
+def test_an_alert_reaches_the_webhook_whose_secret_stays_one(service, chat):
     message = 'step 7 of "small": loss\n9'  # JSON and templates have their own way with these
     event = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": "olmoflow.alert.spike"}
     service.ask(
         "POST", "/events", json=[event | {"resource": {"prefect.resource.id": "olmoflow.training.a"}, "payload": {"message": message}}]
     )
-    wait_for(lambda: got, "the webhook")
-    assert got == [("/planted-secret-81c2", {"text": message})]
+    wait_for(lambda: chat.got, "the webhook")
+    assert chat.got == [{"text": message}]
 
     names = [each["name"] for each in service.ask("POST", "/automations/filter", json={}) if each["name"].startswith("olmoflow ")]
     assert len(names) == len(set(names)) == 3

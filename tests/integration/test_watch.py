@@ -10,15 +10,22 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service import Service, wait_for
+from service import Chat, Service, wait_for
 
 SILENT_SECONDS = 75  # instead of nine minutes; a heartbeat comes every 30, the least, and is sent again within 30 where the server was away
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory):
+def chat():
+    with Chat("somebody") as chat:
+        yield chat
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, chat):
     service = Service(tmp_path_factory.mktemp("service"))
     service.environment |= {
+        "OLMOFLOW_ALERT_WEBHOOK": chat.url,
         "OMP_NUM_THREADS": "1",
         "OLMOFLOW_SILENT_SECONDS": str(SILENT_SECONDS),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -109,12 +116,14 @@ def test_runs_live_through_an_outage_of_the_server_and_one_that_dies_later_is_re
 
 
 @pytest.mark.soak
-def test_a_run_and_its_job_that_are_killed_with_their_workers_are_marked_crashed_and_a_retry_completes(service, training):
+def test_a_run_and_its_job_that_are_killed_with_their_workers_are_marked_crashed_and_a_retry_completes(service, training, chat):
     parent, child, _ = training
     kill_at_once(service, ["worker start"], parent, child)
     for run in (parent, child):
         assert_nothing_was_heard(service, run)
     assert not pids(service, "-m trainer")
+    told = {"text": "The flow run train pretrain small was marked crashed: nothing was heard from its process."}
+    wait_for(lambda: told in chat.got, "the webhook")
     service.set_state(parent, "SCHEDULED")  # the retry in the UI
     state = wait_for(lambda: (now := state_of(service, parent))["type"] in ("COMPLETED", "FAILED") and now, "the retry's end")
     assert state["type"] == "COMPLETED", state["message"]
