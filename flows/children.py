@@ -28,7 +28,9 @@ from flows.automations import HEARD_NOTHING
 from flows.jobs import STEPS, GpuJob, describe
 from flows.recipe import Recipe
 from tasks.beside import Job
+from tasks.cordon import Cordon
 from tasks.errors import UserError
+from tasks.launch import LauncherConfig
 from tasks.shards import ShardTask
 from tasks.store import Store
 
@@ -52,7 +54,10 @@ class ChildRuns:
             described = GpuJob.model_validate(parameter := describe(job, task, self.recipe, self.variables))
             step = STEPS[described.step].name
             if self.store.record(step, key) is None:
-                child = ChildRun(described.title, key, {"job": parameter}, getattr(job, "check", lambda: None), self.tell)
+                check: Callable[[], None] = getattr(job, "check", lambda: None)
+                child = ChildRun(
+                    described.title, key, {"job": parameter}, check, self.tell, partial(job_variables, described.launcher, self.store)
+                )
                 self.parent.copy().run(child)
                 if self.store.record(step, key) is None:
                     raise UserError(
@@ -63,6 +68,15 @@ class ChildRuns:
         return run
 
 
+def job_variables(launcher: LauncherConfig, store: Store) -> dict[str, Any]:
+    """What the work pool's template (`deployments/kubernetes`) is to make for a job: pods, their GPUs, and the nodes to keep away from."""
+    if launcher.kind != "kubernetes":
+        return {}
+    gpus = 0 if launcher.device == "cpu" else launcher.processes
+    away = {"keep_away": sorted(hosts)} if (hosts := Cordon(store).hosts()) else {}
+    return {"nodes": launcher.nodes, "gpus": gpus, **away}
+
+
 class ChildRun:
     """One job; called, it runs it to its end. `check` is called now and then and ends it by raising.
 
@@ -70,16 +84,25 @@ class ChildRun:
     lock of the training's folder makes it wait for the first, and it goes on where that one stopped.
     """
 
-    def __init__(self, title: str, key: str, parameters: dict[str, Any], check: Callable[[], None], tell: Callable[[str], None]) -> None:
-        self.title, self.key, self.parameters, self.check, self.tell = title, key, parameters, check, tell
+    def __init__(
+        self,
+        title: str,
+        key: str,
+        parameters: dict[str, Any],
+        check: Callable[[], None],
+        tell: Callable[[str], None],
+        variables: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.title, self.key, self.parameters, self.check, self.tell, self.variables = title, key, parameters, check, tell, variables
 
     def __call__(self) -> None:
         """Raises UserError with the child's own words where it fails."""
         with get_client(sync_client=True) as client:
             for tries in range(TRIES):
                 earlier = self._patiently(partial(self._earlier, client))
+                variables = self.variables()
                 live = next((run for run in earlier if run.state and not run.state.is_final()), None)
-                run = live or self._patiently(partial(self._submit, earlier))
+                run = live or self._patiently(partial(self._submit, earlier, variables))
                 self.tell(f"{self.title}: {'waiting for' if live else 'submitted as'} flow run {run.name} ({run.id})")
                 ours = self._patiently(partial(self._is_ours, client, run))
                 try:
@@ -97,6 +120,9 @@ class ChildRun:
                         f"{self.title}: nothing was heard from flow run {run.name} any more; another one goes on, or waits for it if it lives"
                     )
                     continue
+                if tries < TRIES - 1 and state.is_failed() and self.variables() != variables:
+                    self.tell(f"{self.title}: a node failed the health check and is cordoned; the job goes elsewhere")
+                    continue
                 if ours or state.is_failed() or tries == TRIES - 1:
                     raise UserError(self._failure(run))
 
@@ -105,12 +131,13 @@ class ChildRun:
         tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[self.key]))
         return client.read_flow_runs(flow_run_filter=tagged, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=50)
 
-    def _submit(self, earlier: list[FlowRun]) -> FlowRun:
+    def _submit(self, earlier: list[FlowRun], variables: dict[str, Any]) -> FlowRun:
         """A new run; one and the same for all who ask after the same end of the run before it."""
         after = str(earlier[0].id) if earlier else "none"
         return run_deployment(  # type: ignore[return-value]  # no coroutine where no loop runs
             DEPLOYMENT,
             parameters=self.parameters,
+            job_variables=variables,
             flow_run_name=self.title,
             tags=[self.key],
             idempotency_key=f"{self.key} after {after}",

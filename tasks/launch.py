@@ -1,4 +1,4 @@
-"""GPU jobs: `launch` runs a module under torchrun where the recipe says, on this machine or as a Slurm job, and away from cordoned hosts."""
+"""GPU jobs: `launch` runs a module under torchrun where the recipe says, on this machine or as a Slurm job or in the pods of a Kubernetes Job, and away from cordoned hosts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class LauncherConfig(BaseModel):
     """Where GPU jobs run. No part of any key: it may change a run's speed, not what it is."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal["local", "slurm"] = Field(
-        default="local", description="local: torchrun on this machine; slurm: jobs of a cluster.", json_schema_extra={"position": 0}
+    kind: Literal["local", "slurm", "kubernetes"] = Field(
+        default="local",
+        description="local: torchrun on this machine; slurm: jobs of a cluster; kubernetes: the pods of the child run's Job.",
+        json_schema_extra={"position": 0},
     )
     nodes: int = Field(
         default=1, ge=1, description="Machines of a job; more than one on a cluster only.", json_schema_extra={"position": 1}
@@ -42,7 +44,7 @@ class LauncherConfig(BaseModel):
         json_schema_extra={"position": 3},
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Device of the ranks; on Slurm a GPU each unless it is cpu.", json_schema_extra={"position": 4}
+        default="auto", description="Device of the ranks; on a cluster a GPU each unless it is cpu.", json_schema_extra={"position": 4}
     )
     work_folder: str = Field(
         default="olmoflow-work",
@@ -54,12 +56,14 @@ class LauncherConfig(BaseModel):
     @model_validator(mode="after")
     def _has_nodes(self) -> LauncherConfig:
         if self.nodes > 1 and self.kind == "local":
-            raise ValueError(f"nodes is {self.nodes}, but kind local is this machine alone: take kind slurm, or leave nodes out")
+            raise ValueError(
+                f"nodes is {self.nodes}, but kind local is this machine alone: take kind slurm or kubernetes, or leave nodes out"
+            )
         return self
 
     @model_validator(mode="after")
     def _has_gpus(self) -> LauncherConfig:
-        if self.kind == "slurm" and self.device == "auto":
+        if self.kind != "local" and self.device == "auto":
             self.device = "cuda"  # each rank asks for a GPU: one that saw none would train on the CPU without a word
         return self
 
@@ -105,7 +109,7 @@ def launch(
     An exception here (Ctrl-C, a cancelled flow) passes on as SIGTERM to all of the job, and SIGKILL after the grace. Where a host fails the
     health check it is cordoned, and the job goes elsewhere by itself. Raises UserError with the log's last words where the job fails.
     """
-    from tasks import launch_local, launch_slurm  # which know this module
+    from tasks import launch_kubernetes, launch_local, launch_slurm  # which know this module
 
     path = folder / f"{module.rsplit('.', 1)[-1]}.yaml"
     verdict = folder / VERDICT
@@ -114,6 +118,8 @@ def launch(
         try:
             if launcher.kind == "slurm":
                 launch_slurm.run(module, config, path, launcher, progress, cordon)
+            elif launcher.kind == "kubernetes":
+                launch_kubernetes.run(module, config, path, launcher, progress, cordon)
             else:
                 launch_slurm.end_earlier(path)
                 path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -122,7 +128,7 @@ def launch(
         except UserError:
             faults = json.loads(verdict.read_text()) if verdict.exists() else []
             cordoned = cordon.add(faults, str(folder)) if cordon else []
-            if not cordoned or not left:
+            if not cordoned or not left or launcher.kind == "kubernetes":  # its pods stay where they are: the next Job keeps away
                 raise
             log.warning("%s failed the health check and is cordoned in the store; the job goes elsewhere", "; ".join(map(str, cordoned)))
 

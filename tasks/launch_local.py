@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from tasks.cordon import Cordon
 from tasks.errors import UserError
@@ -48,20 +49,25 @@ def run(
     log = folder / f"{name}.log"
     with log.open("ab") as stream:
         start = stream.tell()
-        process = subprocess.Popen(
-            command,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=child_environment(launcher.threads_per_rank) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}),
-            preexec_fn=_die_with_parent_hook(),
-        )
+        process = start_group(command, stream, launcher.threads_per_rank, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
         try:
             code = _wait(process, progress)
         finally:
-            _end_group(process)
+            end_group(process)
     if code != 0:
         raise failed(module, code, log, start)
+
+
+def start_group(command: list[str], output: IO[bytes], threads: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A command in a process group of its own, which dies with this process; `environment` is added to a worker's."""
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**child_environment(threads), **environment},
+        preexec_fn=_die_with_parent_hook(),
+    )
 
 
 def visible_gpus(device: str) -> list[str]:
@@ -110,7 +116,8 @@ def _wait(process: subprocess.Popen[bytes], progress: Callable[[], None]) -> int
             progress()
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of a command's group: SIGTERM, time to save, SIGKILL."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         until = time.monotonic() + GRACE_SECONDS

@@ -68,7 +68,7 @@ def start(device: str, threads: int | None, deterministic: bool = False) -> Worl
         threads: CPU threads of this process; None: torch's choice.
         deterministic: refuse nondeterministic operations.
     """
-    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # as who started the ranks calls it
+    host = os.environ.get("SLURMD_NODENAME") or os.environ.get("OLMOFLOW_HOST") or socket.gethostname()  # as who started the ranks calls it
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
