@@ -1,4 +1,4 @@
-"""Work pools and deployments of the server that PREFECT_API_URL names."""
+"""Work pools and deployments of the server that PREFECT_API_URL names; `python -m flows.deployments cpu=2 gpu=1` makes them all."""
 
 from __future__ import annotations
 
@@ -45,3 +45,15 @@ def deploy(api: str) -> list[str]:
     import yaml
 
     return [each["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+
+
+def main(arguments: list[str]) -> None:
+    """Make the pools, each given as NAME=LIMIT, and the deployments."""
+    limits = {name: int(limit) for name, _, limit in (each.partition("=") for each in arguments)}
+    make_pools(limits)
+    names = deploy(os.environ["PREFECT_API_URL"])
+    print(f"{len(limits)} pools, {len(names)} deployments: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
