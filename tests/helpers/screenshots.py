@@ -50,7 +50,10 @@ class Camera:
     def _rerun_form(self) -> None:
         self.ui.open_form("rerun")
         self.ui.field("step").get_by_role("textbox").first.fill("select")
-        self.ui.field("source (Optional)").get_by_role("textbox").first.fill("wiki")
+        source = self.ui.field("source (Optional)")
+        source.get_by_role("button", name="str", exact=True).click()
+        source.get_by_role("textbox").fill("wiki")
+        self.page.evaluate("scrollTo(0, 0)")
         self.take("rerun")
 
     def _run(self) -> None:
