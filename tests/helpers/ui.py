@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator
 
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+from service import PATIENCE_SECONDS
 
-PATIENCE_MILLISECONDS = 120_000  # a bound on waiting for a condition, not a measurement
+PATIENCE_MILLISECONDS = 1000 * PATIENCE_SECONDS
 
 
 def chromium() -> str | None:

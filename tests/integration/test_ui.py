@@ -42,7 +42,7 @@ def runs_of(service, flow):
 def watch_to_the_end(ui) -> None:
     """From the form to the page of the run that it has started, and there until it says that it is done."""
     ui.page.get_by_text("View run", exact=True).click()
-    expect(ui.page.locator(".state-badge").first).to_have_text("Completed")
+    expect(ui.page.get_by_text(re.compile("^(Completed|Failed|Crashed)$")).first).to_have_text("Completed")
 
 
 def is_drawn(article) -> bool:
