@@ -36,7 +36,12 @@ class Camera:
         self.take("form")
         self._schedule()
         self._rerun_form()
-        for key, name in (("waterfall-demo", "waterfall"), ("mixes-demo", "mixes"), ("lineage-demo", "lineage"), ("loss-pretrain-demo", "loss")):
+        for key, name in (
+            ("waterfall-demo", "waterfall"),
+            ("mixes-demo", "mixes"),
+            ("lineage-demo", "lineage"),
+            ("loss-pretrain-demo", "loss"),
+        ):
             self.ui.open_artifact(key)
             self.take(name)
         address = self.ui.open_artifact("report-demo").locator("pre").inner_text().strip()
