@@ -87,7 +87,7 @@ def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to
 
 def test_the_schedule_shows_the_poll_s_next_runs(ui):
     ui.open(f"{ui.deployment('poll-stackexchange')}?tab=Upcoming")
-    expect(ui.page.get_by_text(re.compile(r"^Scheduled for .* 0?3:00:00 AM$")).first).to_be_visible()
+    expect(ui.page.get_by_role("button", name=re.compile(r"Scheduled for \S+ 03:00:00 AM")).first).to_be_visible()
 
 
 @pytest.mark.soak
