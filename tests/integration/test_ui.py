@@ -58,7 +58,7 @@ def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to
     length.get_by_role("spinbutton").fill("0")
     ui.submit()
     refusal = "Validation failed for field 'recipe.sequence_length'. Failure reason: 0 is less than the minimum of 8"
-    expect(ui.page.get_by_text(refusal)).to_be_visible()
+    expect(ui.page.get_by_text(refusal).first).to_be_visible()
     assert runs_of(service, "end-to-end") == []
 
     length.get_by_role("spinbutton").fill("16")
