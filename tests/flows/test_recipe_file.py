@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import load
+from flows import recipe_file
+from flows.recipe import in_environment, load, load_form, without_secrets
 from tasks.errors import RecipeError
+from tasks.secrets import hidden
 
 BASE = """\
 name: base
@@ -76,3 +78,22 @@ def test_extends_is_one_path(files, written):
 def test_an_unknown_key_of_an_extended_file_is_an_error(files):
     folder = files(base=BASE + "mixxes: {}\n", own="extends: base.yaml\n")
     assert "unknown key mixxes; did you mean mixes?" in fault(folder / "own.yaml")
+
+
+def test_a_flow_gets_the_names_of_secrets_and_fills_them_in_where_it_runs(files, monkeypatch):
+    monkeypatch.setenv("LAB_SECRET", "planted-3f9c1e77")
+    monkeypatch.setattr(recipe_file, "_block", lambda name, path: {"lab-store": "planted-block-77c0"}[name])
+    folder = files(base="store: s3://${block:lab-store}/${LAB_SECRET}\n" + BASE)
+    recipe = load(folder / "base.yaml")
+    assert recipe.store == "s3://planted-block-77c0/planted-3f9c1e77"
+    given = without_secrets(recipe)
+    assert given.store == load_form(folder / "base.yaml")["store"] == "s3://${block:lab-store}/${LAB_SECRET}"
+    assert in_environment(given) == recipe
+    assert hidden(f"no such bucket {recipe.store}") == f"no such bucket {given.store}"
+
+
+def test_a_block_without_a_server_to_ask_is_a_sentence(files, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert "the block lab-store lies on Prefect's server: set PREFECT_API_URL" in fault(
+        files(base="store: ${block:lab-store}\n" + BASE) / "base.yaml"
+    )

@@ -60,12 +60,25 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
 
     before = lab.records("select")
     there = service.ask("GET", "/deployments/name/rerun/rerun")
+    make_secret(service, "lab-store", str(lab.store))
+    lab.config["store"] = "${block:lab-store}"
     given = {"recipe": lab.config, "step": "select", "source": "maths", "force": True}
     made = service.ask("POST", f"/deployments/{there['id']}/create_flow_run", json={"parameters": given})
     state = service.end_of(made["id"])
     assert (state["state_type"], state["name"]) == ("COMPLETED", "rerun select maths of small"), state["state"]["message"]
     again = {record.name for record in lab.records("select") if record not in before}
     assert again == {"maths"}
+    logs = service.ask("POST", "/logs/filter", json={"logs": {"flow_run_id": {"any_": [made["id"]]}}})
+    assert state["parameters"]["recipe"]["store"] == "${block:lab-store}" and logs
+    assert str(lab.store) not in json.dumps([state, logs])
+
+
+def make_secret(service, name, value):
+    """A block as the UI makes it."""
+    kind = service.ask("GET", "/block_types/slug/secret")["id"]
+    (schema, *_) = service.ask("POST", "/block_schemas/filter", json={"block_schemas": {"block_type_id": {"any_": [kind]}}})
+    block = {"name": name, "data": {"value": value}, "block_type_id": kind, "block_schema_id": schema["id"]}
+    service.ask("POST", "/block_documents/", json=block)
 
 
 def test_the_weekly_poll_has_its_next_runs_and_starts_the_curation_of_a_new_dump(service, tmp_path):
