@@ -1,6 +1,6 @@
 """The command line: `olmoflow run`, `plan`, `rerun`, `why`, `ls`, `show`, `lineage`, `report`, `figure`, `up`, `down`, `doctor`.
 
-An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe.
+An error is one sentence; a traceback is for bugs. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -54,6 +55,7 @@ StoreUrl = Annotated[str, typer.Option("--store", envvar="OLMOFLOW_STORE", help=
 
 # From a Ctrl-C to the end of the command, whatever still hangs then: a training saves within 25 s first.
 LEAVE_SECONDS = 60
+STOPPED = 128 + signal.SIGINT  # exit code, as a shell's
 _interrupted = threading.Event()
 
 # Prefect reads these when it is imported. A fresh home needs longer than Prefect's 20 s to make its database.
@@ -104,13 +106,15 @@ def _fail(message: str, code: int) -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """A KeyboardInterrupt for what works, which may have something to end first; Prefect, which sometimes loses one, is left at once.
 
-    Whatever else loses it, or hangs at exit for a server that the same Ctrl-C ended, does so for a minute and not for ever.
+    Whatever else loses it, or hangs at exit for a server that the same Ctrl-C ended, does so for a minute and not for ever. A second one leaves
+    at once: what the command has started here ends with it, and a job on a cluster ten minutes later.
     """
-    if not _interrupted.is_set():
-        _interrupted.set()
-        watch = threading.Timer(LEAVE_SECONDS, _stop)
-        watch.daemon = True
-        watch.start()
+    if _interrupted.is_set():
+        _stop()
+    _interrupted.set()
+    watch = threading.Timer(LEAVE_SECONDS, _stop)
+    watch.daemon = True
+    watch.start()
     face = sys.modules.get("flows.face")
     if face is not None and not face.at_work:
         for act in face.interrupted:
@@ -131,9 +135,10 @@ def _stop(terminal: Any = None) -> None:
     """Leave at once: a Ctrl-C also ends Prefect's embedded server, for which Prefect would look for a minute."""
     if terminal is not None:
         terminal.clear()
-    errors.print("[bold red]error:[/] stopped; the same command goes on where it was")
+    command = hidden(shlex.join(["olmoflow", *sys.argv[1:]]))
+    errors.print(f"[bold red]stopped:[/] whole shards and saved checkpoints are kept; to go on: {escape(command)}")
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(STOPPED)
 
 
 @app.command()

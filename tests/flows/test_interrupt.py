@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+ARGUMENTS = ["run", "curate", "my recipe.yaml"]
+TOLD = "stopped: whole shards and saved checkpoints are kept; to go on: olmoflow run curate 'my recipe.yaml'\n"
 COMMAND = """
 import time
 import flows.cli
@@ -30,10 +32,22 @@ flows.cli.main()
     "after", ["time.sleep(60)", "raise ConnectionRefusedError('the server is gone')", "raise ValueError('nothing to do')"]
 )
 def test_an_interrupt_that_a_library_loses_still_ends_the_command(after: str) -> None:
-    command = [sys.executable, "-c", COMMAND.replace("AFTER", after)]
+    command = [sys.executable, "-c", COMMAND.replace("AFTER", after), *ARGUMENTS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout and process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=40)
-    assert process.returncode == 1
-    assert told == "error: stopped; the same command goes on where it was\n"
+    assert process.returncode == 130
+    assert told == TOLD
+
+
+def test_a_second_interrupt_leaves_at_once_and_without_a_traceback() -> None:
+    waiting = "flows.cli.LEAVE_SECONDS = 600\nprint('interrupted', flush=True)\n    time.sleep(600)"
+    command = [sys.executable, "-c", COMMAND.replace("AFTER", waiting.replace("\nprint", "\n    print")), *ARGUMENTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        for line in ("started\n", "interrupted\n"):
+            assert process.stdout and process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=40)
+    assert process.returncode == 130
+    assert told == TOLD

@@ -283,8 +283,8 @@ def test_ctrl_c_ends_all_that_was_started_with_one_sentence(lab):
     wait_for(lambda: len(lab.records("ingest")) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
     told = process.communicate(timeout=PATIENCE)[0].decode()
-    assert process.returncode == 1
-    assert told.endswith("error: stopped; the same command goes on where it was\n") and "Traceback" not in told
+    assert process.returncode == 130
+    assert told.endswith(f"to go on: olmoflow run end-to-end {lab.file}\n") and "Traceback" not in told
     lab.wait_for_no_process()
 
 
