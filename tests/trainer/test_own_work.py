@@ -20,7 +20,7 @@ from olmo_model.model import Layer
 if os.environ["RANK"] == "1":
     forward = Layer.forward
     def slow(*args, **kwargs):
-        time.sleep(0.05)
+        time.sleep(0.25)
         return forward(*args, **kwargs)
     Layer.forward = slow
 from trainer.__main__ import main
@@ -42,7 +42,8 @@ def test_a_slow_rank_stands_out_of_those_that_wait_for_it_and_the_losses_are_the
     run_ranks(make_config(run_folder=str(tmp_path / "plain"), **settings), 2)
     run_ranks(make_config(run_folder=str(tmp_path / "slow-run"), **settings), 2, module="slow")
     lines = read_metrics(tmp_path / "slow-run")
-    assert all(line["slowest_rank"] == 1 and line["slowest_rank_over_median"] > 2 for line in lines)
+    stands_out = [line["slowest_rank"] == 1 and line["slowest_rank_over_median"] > 1.5 for line in lines]
+    assert sum(stands_out) >= 3  # a busy machine may stop the other rank for as long once
     assert ["rank_over_median" in line for line in lines] == [True, False, True, False]
     assert lines[0]["rank_over_median"][1] == pytest.approx(lines[0]["slowest_rank_over_median"], abs=1e-3)
     assert [line["loss"] for line in lines] == [line["loss"] for line in read_metrics(tmp_path / "plain")]
