@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
+from tasks.leases import held
 from tasks.olmes import data, requests
 from tasks.olmes.definitions import TASKS, Suite
 from tasks.olmes.run import REQUESTS, SAMPLES, SCORES
@@ -104,8 +105,11 @@ class DownstreamJob:
         self.tasks = {task.key(STEP): task for task in tasks}
 
     def __call__(self, task: ShardTask, key: str) -> None:
-        if self.store.record(STEP.name, key) is None:  # else it came with an earlier one
-            self._evaluate({each: of for each, of in self.tasks.items() if self.store.record(STEP.name, each) is None})
+        if self.store.record(STEP.name, key) is not None:  # it came with an earlier one
+            return
+        with held(self.store, STEP.name, key, f"the evaluation on {task.name}") as missing:
+            if missing:
+                self._evaluate({each: of for each, of in self.tasks.items() if self.store.record(STEP.name, each) is None})
 
     def _evaluate(self, missing: dict[str, ShardTask]) -> None:
         prepared = {key: self._prepare(task, key) for key, task in missing.items()}

@@ -12,6 +12,7 @@ import numpy as np
 from tasks.cordon import Cordon
 from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
+from tasks.leases import held
 from tasks.shards import ShardRef, ShardTask, Step
 from tasks.store import Attempt, Books, Store
 from tasks.train import checkpoint_folder, mix_paths
@@ -41,6 +42,11 @@ class EvaluateJob:
         self.settings = {"launcher": launcher.model_dump(mode="json"), "batch_instances": batch_instances, "precision": precision}
 
     def __call__(self, task: ShardTask, key: str) -> None:
+        with held(self.store, STEP.name, key, f"the evaluation {task.name}") as missing:
+            if missing:
+                self._make(task, key)
+
+    def _make(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()
         attempt = Attempt(self.store, STEP.name, key, task.name)
         sources, empty = held_out_mixes(self.store, dict(_named(task, "sources", "held_out")), attempt.folder)

@@ -230,13 +230,15 @@ class _Search:
                 gone = (parts[0], parts[2]) not in there
             elif folder == "tasks" and len(parts) == 2:
                 gone = parts[1].removesuffix(".json") not in self.manifests
+            elif folder == "leases":
+                gone = True  # of a process that has ended: who lives writes it again every few seconds
             elif folder == "cache":
                 gone = self._is_stale(path)
             else:
                 gone = folder != "shards" and TEMPORARY.match(parts[-1]) is not None
             if gone:
                 paths.append(path)
-        return self._item("bookkeeping", "quarantine, families, tasks and caches of what is gone or goes", paths)
+        return self._item("bookkeeping", "quarantine, families, tasks, leases and caches of what is gone or goes", paths)
 
     def _is_stale(self, path: str) -> bool:
         """A remembered hash of a file that is not there any more as it was."""

@@ -91,6 +91,7 @@ class Meter:
         self.weight = 0.0
         self.current = (0, 0, 0.0)
         self.current_weight = 0
+        self.note = ""
         self.next = 0.0
 
     def begin(self, weight: int) -> Report:
@@ -120,6 +121,7 @@ class Meter:
             "documents": self.documents + documents,
             "bytes": self.bytes + bytes_,
             "weight": self.weight + share * self.current_weight,
+            "note": self.note,
         }
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(sums))
@@ -137,8 +139,11 @@ class Watcher:
 
     def __call__(self) -> None:
         sums = {"done": 0, "documents": 0, "bytes": 0, "weight": 0.0}
+        note = ""
         for path in self.folder.glob("progress-*.json"):
-            for key, value in json.loads(path.read_text()).items():
+            told = json.loads(path.read_text())
+            note = told.pop("note") or note
+            for key, value in told.items():
                 sums[key] += value
         self.watch(
             Progress(
@@ -151,5 +156,6 @@ class Watcher:
                 time.monotonic() - self.started,
                 documents=int(sums["documents"]),
                 bytes=int(sums["bytes"]),
+                note=note,
             )
         )

@@ -1,7 +1,8 @@
 """The runner of shards: `python -m tasks.shard PLAN.json RANK`, or `--serve` for one plan after another (see `tasks.workers`).
 
 Reads a plan, makes the shards that are this rank's, and writes beside the plan `error-RANK.json` for what failed and `progress-RANK.json`
-for who waits. A bad shard does not stop the others: what can be made is made and committed. Dies with its parent.
+for who waits. A bad shard does not stop the others: what can be made is made and committed. Shards that another run is at (`tasks.leases`)
+come last: they are waited for, and made here where that run has left them. Dies with its parent.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tasks.errors import UserError
+from tasks.leases import LOOK_SECONDS, Lease, Leases
 from tasks.overlay import store_of
 from tasks.processes import die_with_parent
 from tasks.progress import Meter
@@ -33,13 +38,12 @@ def main(plan_path: str, rank: int) -> int:
     module = importlib.import_module(plan["step"]["module"])
     errors: list[dict[str, Any]] = []
     meter = Meter(Path(plan_path).with_name(f"progress-{rank}.json"))
-    for spec in plan["shards"]:
-        if spec["rank"] != rank:
-            continue
+    for spec, lease in _in_turn([spec for spec in plan["shards"] if spec["rank"] == rank], store, plan["step"]["name"], meter):
         failed, away = len(errors), False
         try:
             check_software(plan, module)
-            run_shard(store, plan["step"], spec, module.run, meter.begin(spec["weight"]))
+            with lease or nullcontext():
+                run_shard(store, plan["step"], spec, module.run, meter.begin(spec["weight"]))
         except UserError as error:
             errors.append({"shard": spec["name"], "message": str(error), "user": True})
             away = isinstance(error, StorageError)
@@ -52,6 +56,30 @@ def main(plan_path: str, rank: int) -> int:
     if errors:
         Path(plan_path).with_name(f"error-{rank}.json").write_text(json.dumps(errors, indent=1))
     return 1 if errors else 0
+
+
+def _in_turn(specs: list[dict[str, Any]], store: Store, step: str, meter: Meter) -> Iterator[tuple[dict[str, Any], Lease | None]]:
+    """The shards in their order, each with its lease, and last those that others have; without one where it is made, or cannot be had."""
+    leases = Leases(store, step)
+    while specs:
+        others = []
+        for spec in specs:
+            try:
+                lease = leases.take(spec["key"])
+            except StorageError:  # told by the shard itself
+                lease = None
+            if lease is None and spec["key"] in leases.holders and store.record(step, spec["key"]) is None:
+                others.append(spec)
+            else:
+                yield spec, lease
+        if others:
+            first = leases.holders[others[0]["key"]]
+            meter.note = f"waiting for {len(others):,} shards that another run makes ({first})"
+            meter.write()
+            time.sleep(LOOK_SECONDS)
+        else:
+            meter.note = ""
+        specs = others
 
 
 def _told(shard: str, error: Exception, store: Store) -> dict[str, Any]:

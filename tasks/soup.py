@@ -15,6 +15,7 @@ from typing import Any
 from tasks import evaluate
 from tasks.cordon import Cordon
 from tasks.launch import LauncherConfig, launch
+from tasks.leases import held
 from tasks.shards import ShardRef, ShardTask, Step
 from tasks.store import Attempt, Books, Store
 from tasks.train import checkpoint_folder
@@ -48,6 +49,11 @@ class SoupJob:
         self.settings = {"launcher": launcher.model_dump(mode="json")}
 
     def __call__(self, task: ShardTask, key: str) -> None:
+        with held(self.store, STEP.name, key, task.name) as missing:
+            if missing:
+                self._make(task, key)
+
+    def _make(self, task: ShardTask, key: str) -> None:
         started = time.monotonic()
         attempt = Attempt(self.store, STEP.name, key, task.name)
         folders = [str(checkpoint_folder(self.store, ref)) for ref in task.inputs["ingredients"] if isinstance(ref, ShardRef)]

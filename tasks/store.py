@@ -11,6 +11,7 @@ Layout below the store's URL (a folder or any fsspec URL):
     held-out/TIME-....json           that somebody looked at the held-out tasks (see tasks.downstream)
     answers/XX/HASH.json             a language model's answer to a request, by the request's hash (see tasks.asking)
     dumps/RECIPE/...                 Stack Exchange dumps that were looked at and that are done (see tasks.dump_record)
+    leases/STEP/KEY.json             who makes a shard, while it is made (see tasks.leases)
     cordoned/HOST.json               a host that failed a health check (see tasks.cordon)
     runs/RECIPE.json                 what the newest run of a recipe used and made
     runs/RECIPE/TIME-....json        what a run uses, also while it runs (see flows.uses)

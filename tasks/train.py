@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.cordon import Cordon
-from tasks.errors import UserError
 from tasks.launch import LauncherConfig, launch
+from tasks.leases import LOOK_SECONDS, held
 from tasks.progress import Progress, Watch
 from tasks.shards import ShardRef, ShardTask, Step, input_files
 from tasks.store import Attempt, Books, Store
 
 STEP = Step("train", 2, "tasks.train", ("torch",))
 RUN = "run"
+
+log = logging.getLogger(__name__)
 
 
 def task(name: str, config: dict[str, Any], hints: dict[str, Any], mix: ShardRef, init_from: ShardRef | None) -> ShardTask:
@@ -118,23 +121,32 @@ class TrainJob:
     def __call__(self, task: ShardTask, key: str) -> None:
         folder = run_folder(self.store, self.launcher, key)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, task.name):
-            if self.store.record(STEP.name, key) is not None:
-                return
-            _forget_damaged_end(folder)
-            started = time.monotonic()
-            config = self._config(task, folder)
-            steps = config["max_steps"] or _epoch(Path(config["data"]["mix"]), config["global_batch_instances"])
-            progress = RunProgress(folder / "metrics.jsonl", task.name, steps, self.watch)
+        progress = RunProgress(folder / "metrics.jsonl", task.name, self._steps(task), self.watch)
 
-            def poll() -> None:
-                self.check()
-                progress()
+        def poll() -> None:
+            self.check()
+            progress()
 
-            launch("trainer", config, folder, self.launcher, poll, self.gpus, Cordon(self.store))
-            progress()  # the last steps
-            done = json.loads((folder / "done.json").read_text())
-            self._commit(task, key, folder, done, time.monotonic() - started)
+        with held(self.store, STEP.name, key, task.name, poll) as missing:
+            if missing:
+                with locked(folder, task.name, poll):
+                    self._train(task, key, folder, poll)
+                progress()  # the last steps
+
+    def _train(self, task: ShardTask, key: str, folder: Path, poll: Callable[[], None]) -> None:
+        if self.store.record(STEP.name, key) is not None:  # by the one that had the folder before
+            return
+        _forget_damaged_end(folder)
+        started, config = time.monotonic(), self._config(task, folder)
+        launch("trainer", config, folder, self.launcher, poll, self.gpus, Cordon(self.store))
+        done = json.loads((folder / "done.json").read_text())
+        self._commit(task, key, folder, done, time.monotonic() - started)
+
+    def _steps(self, task: ShardTask) -> int:
+        (mix,) = task.inputs["mix"]
+        assert isinstance(mix, ShardRef)
+        one_epoch = _epoch(input_files(self.store, mix)["mix.json"].parent, task.config["global_batch_instances"])
+        return int(task.config["max_steps"] or one_epoch)
 
     def _config(self, task: ShardTask, folder: Path) -> dict[str, Any]:
         mix, header = mix_paths(self.store, task.inputs["mix"][0], folder / "files.json")  # type: ignore[arg-type]
@@ -198,15 +210,23 @@ def _forget_damaged_end(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the run's folder; the kernel lets go of it when the process dies, however it dies."""
+def locked(folder: Path, name: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the run's folder, and wait for it where another process has it, calling `meanwhile` now and then.
+
+    The kernel lets go of it when the process dies, however it dies.
+    """
     with (folder / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{name} is being trained by another process in {folder}: wait for it, or stop it, and run the same command again"
-            ) from error
+        told = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    log.info("%s is being trained by another process in %s; waiting for it", name, folder)
+                told = True
+            meanwhile()
+            time.sleep(LOOK_SECONDS)
         yield
 
 
