@@ -227,6 +227,12 @@ def made(tmp_path_factory, prefect_home):
     return lab
 
 
+@pytest.fixture(scope="session")
+def lab_in():
+    """`Lab` itself, for fixtures of other modules."""
+    return Lab
+
+
 @pytest.fixture
 def lab(tmp_path, prefect_home):
     return Lab(tmp_path / "lab", prefect_home)
