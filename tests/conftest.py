@@ -24,4 +24,6 @@ def pytest_unconfigure():
     """The last line of a session that injected faults, as a benchmark's."""
     if survived:
         share = round(sum(survived) / len(survived), 4)
-        print(json.dumps({"faults_survived_share": {"value": share, "low": share, "high": share, "unit": "share", "rounds": len(survived)}}))
+        print(
+            json.dumps({"faults_survived_share": {"value": share, "low": share, "high": share, "unit": "share", "rounds": len(survived)}})
+        )
