@@ -1,13 +1,17 @@
 """The service that `olmoflow up` starts, as tests start and stop it: a real Prefect server, its database and its workers."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,7 +37,9 @@ def wait_for(condition, what: str):
 
 class Service:
     def __init__(self, folder: Path) -> None:
-        self.home, self.port = folder / "home", free_port()
+        # directly below the system's folder for temporary files: where root runs the tests, PostgreSQL's user may not enter those of pytest
+        self.folder, self.port = folder, free_port()
+        self.home = Path(tempfile.gettempdir()) / f"olmoflow-test-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
         self.environment = {**os.environ, MARK: str(folder), "OLMOFLOW_HOME": str(self.home)}
         self.environment.pop("PREFECT_API_URL", None)
 
@@ -83,6 +89,8 @@ class Service:
         self.run("down")
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
+        if self.home.exists():  # its logs stay as long as pytest's folders do
+            shutil.move(self.home, self.folder / f"home-{uuid.uuid4().hex[:8]}")
 
 
 class Chat:
