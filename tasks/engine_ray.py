@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.engine import await_records, ending, raise_errors, run_plan
 from tasks.errors import UserError
 from tasks.processes import child_environment
-from tasks.progress import Watch, ignore
+from tasks.progress import NOTHING, Watch, add, ignore
 from tasks.shards import Engine
 from tasks.store import Store
 
@@ -218,7 +218,7 @@ def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress:
         name=f"{plan['step']['name']} {plan['name']}",
     )
     failed: dict[int, list[dict[str, Any]]] = {}
-    sums: dict[str, float] = {}
+    sums = NOTHING
     one_by_one = False
     places, looked, last_place = 0, float("-inf"), time.monotonic()
     while waiting or running:
@@ -244,8 +244,7 @@ def _run(plan: dict[str, Any], config: RayConfig, node_seconds: float, progress:
                 continue
             if errors := outcome["errors"] or _death(outcome, shards[taken[0]]["name"]):
                 failed[min(taken)] = errors
-            for name, number in outcome["progress"].items():
-                sums[name] = sums.get(name, 0) + number
+            sums = add(sums, outcome["progress"])
         _write(progress, sums)
     return [error for index in sorted(failed) for error in failed[index]]
 

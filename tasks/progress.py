@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.readable import duration, size
 
@@ -129,6 +130,14 @@ class Meter:
         self.next = time.monotonic() + WRITE_SECONDS
 
 
+NOTHING: dict[str, Any] = {"done": 0, "documents": 0, "bytes": 0, "weight": 0.0, "note": ""}  # what a worker that has done nothing tells
+
+
+def add(sums: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """The sums of what workers have told, with what one more tells: numbers add up, of notes the last stays."""
+    return {key: told.get(key) or sums[key] if key == "note" else sums[key] + told.get(key, 0) for key in NOTHING}
+
+
 class Watcher:
     """The waiting side: each call sums up the workers' files in `folder` and tells the progress of the whole."""
 
@@ -138,24 +147,20 @@ class Watcher:
         self.started = time.monotonic()
 
     def __call__(self) -> None:
-        sums = {"done": 0, "documents": 0, "bytes": 0, "weight": 0.0}
-        note = ""
+        sums = NOTHING
         for path in self.folder.glob("progress-*.json"):
-            told = json.loads(path.read_text())
-            note = told.pop("note") or note
-            for key, value in told.items():
-                sums[key] += value
+            sums = add(sums, json.loads(path.read_text()))
         self.watch(
             Progress(
                 self.step,
                 self.name,
-                int(sums["done"]),
+                sums["done"],
                 self.shards,
                 "shards",
                 min(1.0, sums["weight"] / self.weight),
                 time.monotonic() - self.started,
-                documents=int(sums["documents"]),
-                bytes=int(sums["bytes"]),
-                note=note,
+                documents=sums["documents"],
+                bytes=sums["bytes"],
+                note=sums["note"],
             )
         )

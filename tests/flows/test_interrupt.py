@@ -16,8 +16,8 @@ import flows.cli
 flows.cli.LEAVE_SECONDS = 0.5
 
 def app(standalone_mode):
-    print("started", flush=True)
     try:
+        print("started", flush=True)  # in here: the interrupt may come at once
         time.sleep(60)
     except KeyboardInterrupt:
         pass
