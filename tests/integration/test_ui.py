@@ -41,7 +41,8 @@ def runs_of(service, flow):
 
 def watch_to_the_end(ui) -> None:
     """From the form to the page of the run that it has started, and there until it says that it is done."""
-    ui.page.get_by_text("View run", exact=True).click()
+    ui.page.get_by_text("View run", exact=True).last.click()  # notes are drawn twice, one on the other
+    ui.page.wait_for_url(re.compile("/runs/flow-run/"))
     expect(ui.page.get_by_text(re.compile("^(Completed|Failed|Crashed)$")).first).to_have_text("Completed")
 
 
@@ -53,7 +54,7 @@ def is_drawn(article) -> bool:
 def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to_end(service, ui, lab):
     ui.open_form("end-to-end")
     ui.write({"recipe": only_data(lab.config)})
-    ui.field("Name").get_by_role("textbox").fill("by hand")
+    ui.field("Name").get_by_role("textbox").fill("by-hand")
     length = ui.field("Sequence Length (Optional)")
     length.get_by_role("spinbutton").fill("0")
     ui.submit()
@@ -65,7 +66,7 @@ def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to
     ui.submit()
     watch_to_the_end(ui)
     (run,) = runs_of(service, "end-to-end")
-    assert (run["name"], run["parameters"]["recipe"]["sequence_length"]) == ("end-to-end by hand", 16)
+    assert (run["name"], run["parameters"]["recipe"]["sequence_length"]) == ("end-to-end by-hand", 16)
     assert {record.name for record in lab.records("mix")} == {"pre", "mid"}
 
     waterfall = ui.open_artifact("waterfall-by-hand")
@@ -82,7 +83,7 @@ def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to
     assert is_drawn(key_numbers) and key_numbers.locator("table").count() == 1
     address = re.search(r"file://\S+", key_numbers.inner_text()).group()
     ui.page.goto(address)
-    expect(ui.page.locator("h1")).to_contain_text("by hand")
+    expect(ui.page.locator("h1")).to_contain_text("by-hand")
 
 
 def test_the_schedule_shows_the_poll_s_next_runs(ui):
