@@ -254,6 +254,8 @@ def wait_for(condition, process):
         time.sleep(0.02)  # between looks at the condition
 
 
+@pytest.mark.soak
+@pytest.mark.fault
 def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(lab, made):
     first = lab.start("run", "end-to-end", str(lab.file))
     wait_for(lambda: len(lab.records("ingest")) >= 2, first)

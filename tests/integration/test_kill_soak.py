@@ -14,7 +14,7 @@ KILLS = 30
 EXACT_STEPS = ("ingest", "train-scorer", "score", "tokenizer", "tokenize", "select", "mix", "held-out")
 PATIENCE_SECONDS = 300  # a bound on waiting for a condition, not a measurement
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.fault]
 
 
 def files(folder: Path) -> set[Path]:

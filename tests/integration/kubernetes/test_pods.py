@@ -133,6 +133,7 @@ def wait_for(question, what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.soak
 def test_two_pods_train_as_two_ranks_of_this_machine_do(make_pods, make_config, run_ranks, tmp_path):
     job = make_pods()
     codes = [pod.wait(timeout=200) for pod in [job.start(1), job.start(0)]]

@@ -8,6 +8,7 @@ import itertools
 import lzma
 import random
 import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,7 @@ def test_a_run_through_all_faults_ends_with_the_same_bytes(s3, undisturbed, in_p
 
 
 @pytest.mark.soak
+@pytest.mark.fault
 @pytest.mark.parametrize("seed", range(3))
 def test_worker_processes_through_many_faults_and_an_outage_end_with_the_same_bytes(s3, undisturbed, seed):
     """As it runs in earnest: processes of their own, all waits, and a server that dies twice and returns."""
@@ -81,6 +83,22 @@ def test_worker_processes_through_many_faults_and_an_outage_end_with_the_same_by
     s3.run()
     assert [fault for fault, _, _ in s3.proxy.faults].count("die") == 2
     s3.proxy.schedule = lambda number, method, path: None
+    check_whole(s3, undisturbed)
+
+
+@pytest.mark.soak
+@pytest.mark.fault
+def test_a_store_that_answers_500_for_a_minute_is_waited_for(s3, undisturbed):
+    begun = []
+
+    def away(number, method, path):
+        if number > 60 and not begun:
+            begun.append(time.monotonic())
+        return "500" if begun and time.monotonic() < begun[0] + 60 else None
+
+    s3.proxy.schedule = away
+    s3.run()
+    assert [fault for fault, _, _ in s3.proxy.faults].count("500") > 1
     check_whole(s3, undisturbed)
 
 
