@@ -279,6 +279,19 @@ def test_killed_in_curation_and_in_training_it_ends_with_the_same_artifacts(lab,
     assert len(leftovers) == len({path.parent for path in leftovers})
 
 
+@pytest.mark.soak
+def test_two_who_start_the_same_recipe_at_once_share_the_work(lab, made):
+    command = ("run", "end-to-end", str(lab.file), "--json")
+    both = [lab.start(*command), lab.start(*command)]
+    told = [process.communicate(timeout=2 * PATIENCE)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert lab.checksums(*DATA_STEPS) == made.checksums(*DATA_STEPS)
+    assert lab.losses() == made.losses()
+    # an attempt that lost would have left its folder beside the record's
+    attempts = [path for path in lab.store.glob("shards/*/*/*") if path.is_dir() and path.name != "run"]
+    assert len(attempts) == len({path.parent for path in attempts}) > 20
+
+
 def test_ctrl_c_ends_all_that_was_started_with_one_sentence(lab):
     """A terminal sends it to the command and to Prefect's server; what works for them has a session of its own."""
     process = lab.start("run", "end-to-end", str(lab.file))
