@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows import completion
 from tasks.errors import RecipeError, UserError
 from tasks.secrets import hidden
 
@@ -46,6 +47,7 @@ FLOWS = (
     "recurate-stackexchange",
     "poll-stackexchange",
 )
+
 DUMP_FLOWS = ("recurate-stackexchange", "poll-stackexchange")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
@@ -66,6 +68,10 @@ PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our own lines say it; the UI has the rest
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
+
+
+def _flows(incomplete: str) -> list[str]:
+    return [flow for flow in FLOWS if flow.startswith(incomplete)]
 
 
 def main() -> None:
@@ -136,14 +142,15 @@ def _stop(terminal: Any = None) -> None:
     if terminal is not None:
         terminal.clear()
     command = hidden(shlex.join(["olmoflow", *sys.argv[1:]]))
-    errors.print(f"[bold red]stopped:[/] whole shards and saved checkpoints are kept; to go on: {escape(command)}")
+    kept = "whole shards and saved checkpoints are kept; " if sys.argv[1:2] in (["run"], ["rerun"], ["figure"]) else ""
+    errors.print(f"[bold red]stopped:[/] {kept}to go on: {escape(command)}")
     sys.stdout.flush()
     os._exit(STOPPED)
 
 
 @app.command()
 def run(
-    flow: Annotated[str, typer.Argument(metavar="FLOW", help=", ".join(FLOWS))],
+    flow: Annotated[str, typer.Argument(metavar="FLOW", help=", ".join(FLOWS), autocompletion=_flows)],
     recipe_file: RecipeFile,
     set_: Overrides = None,
     held_out: Annotated[
@@ -243,7 +250,7 @@ def _gathered(recipe: Any, summary: Any) -> Any:
 def plan(
     recipe_file: RecipeFile,
     set_: Overrides = None,
-    flow: Annotated[str, typer.Option("--flow", help="The flow to plan.")] = "end-to-end",
+    flow: Annotated[str, typer.Option("--flow", help="The flow to plan.", autocompletion=_flows)] = "end-to-end",
     price: Annotated[float, typer.Option("--price", help="Price of a GPU hour.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -272,10 +279,15 @@ def _number(value: int | float | None) -> str:
 @app.command()
 def rerun(
     step: Annotated[
-        str, typer.Argument(metavar="STEP", help="A step as `olmoflow plan` names it: ingest, score, tokenize, select, mix, train, ...")
+        str,
+        typer.Argument(
+            metavar="STEP",
+            help="A step as `olmoflow plan` names it: ingest, score, tokenize, select, mix, train, ...",
+            autocompletion=completion.steps,
+        ),
     ],
     recipe_file: RecipeFile,
-    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.", autocompletion=completion.names)] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is there already.")] = False,
     set_: Overrides = None,
     as_json: AsJson = False,
@@ -298,9 +310,9 @@ def rerun(
 
 @app.command()
 def why(
-    step: Annotated[str, typer.Argument(metavar="STEP", help="A step as `olmoflow plan` names it.")],
+    step: Annotated[str, typer.Argument(metavar="STEP", help="A step as `olmoflow plan` names it.", autocompletion=completion.steps)],
     recipe_file: RecipeFile,
-    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only this source, mix or run.", autocompletion=completion.names)] = None,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ A key follows from the keys before it, so the same code also tells what is missi
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -128,19 +129,28 @@ class Pipeline(Training):
 
     def end_to_end(self) -> None:
         """Everything that the recipe asks for."""
-        self.curate()
-        self.mix_all()
+        stages = self._stages()
+        for number, (name, work) in enumerate(stages, 1):
+            self.tell(f"stage {number} of {len(stages)}: {name}")
+            work()
+
+    def _stages(self) -> list[tuple[str, Callable[[], Any]]]:
+        data: list[tuple[str, Callable[[], Any]]] = [("curate", self.curate), ("mix", self.mix_all)]
         if self.recipe.pretrain is None:
-            return
-        self.training_mixes()
-        self.pretrain()
+            return data
+        training: list[tuple[str, Callable[[], Any]]] = [("pretrain", self._pretrain_all)]
         if self.recipe.micro_anneals:
-            self.micro_anneal_all()
+            training.append(("micro-anneal", self.micro_anneal_all))
         if self.recipe.anneal is not None:
-            self.soup_all()
-        else:
-            self.model("pretrained", self.pretrain())
-        self.evaluate_all()
+            training.append(("anneal and soup", self.soup_all))
+        return [*data, *training, ("evaluate", self.evaluate_all)]
+
+    def _pretrain_all(self) -> None:
+        """The pretraining, once every mix that a training takes is known to be large enough; its model too where no soup follows."""
+        self.training_mixes()
+        pretrained = self.pretrain()
+        if self.recipe.anneal is None:
+            self.model("pretrained", pretrained)
 
 
 class Under(Pipeline):

@@ -264,12 +264,17 @@ def _caveats(recipe: Recipe, unlisted: Mapping[str, str], failed: Mapping[str, s
     return notes
 
 
-def check_step(recipe: Recipe, step: str, name: str | None) -> None:
-    """Raise RecipeError where a recipe has no such step, or no such source, mix or run in it."""
+def step_names(recipe: Recipe) -> list[tuple[str, str]]:
+    """Each step of a recipe with the name of a source, mix or run of it, in the order of their making."""
     pipeline = Pipeline(recipe, make_runner(recipe, plan_only=True))
     pipeline.corpus()
     pipeline.end_to_end()
-    found = [(artifact.step, artifact.name) for artifact in pipeline.runner.artifacts.values()]
+    return [(artifact.step, artifact.name) for artifact in pipeline.runner.artifacts.values()]
+
+
+def check_step(recipe: Recipe, step: str, name: str | None) -> None:
+    """Raise RecipeError where a recipe has no such step, or no such source, mix or run in it."""
+    found = step_names(recipe)
     if step not in {each for each, _ in found}:
         raise RecipeError(f"the recipe {recipe.name} has no step {step!r}; it has {', '.join(dict.fromkeys(each for each, _ in found))}")
     names = [each for kind, each in found if kind == step]

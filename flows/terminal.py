@@ -39,7 +39,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         self.clear()
-        self.console.print(escape(text))
+        self.console.print(escape(text), style="bold" if text.startswith("stage ") else None)
 
     def progress(self, progress: Progress) -> None:
         if not self.console.is_terminal:

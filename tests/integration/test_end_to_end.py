@@ -300,7 +300,21 @@ def test_ctrl_c_ends_all_that_was_started_with_one_sentence(lab):
     told = process.communicate(timeout=PATIENCE)[0].decode()
     assert process.returncode == 130
     assert told.endswith(f"to go on: olmoflow run end-to-end {lab.file}\n") and "Traceback" not in told
+    assert "stage 1 of 6: curate\n" in told
     lab.wait_for_no_process()
+
+
+@pytest.mark.soak
+def test_ctrl_c_while_training_keeps_a_checkpoint_from_which_the_same_command_goes_on(lab, made):
+    process = lab.start("run", "end-to-end", str(lab.file))
+    wait_for(lambda: list(lab.store.glob("shards/train/*/run/checkpoints/*/checkpoint.json")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=PATIENCE)[0].decode()
+    assert process.returncode == 130
+    assert told.endswith(f"to go on: olmoflow run end-to-end {lab.file}\n") and "Traceback" not in told
+    lab.wait_for_no_process()
+    assert lab.end_to_end()["shards_made"]["train"] > 0
+    assert lab.losses() == made.losses()
 
 
 def test_all_that_a_run_has_used_is_kept_by_what_it_wrote_down_of_that(copied):
