@@ -193,6 +193,7 @@ def alert(kind: str, about: str, sentence: str) -> None:
 
     A server that is away is waited for by a thread of Prefect's, and for its events only so long.
     """
+    sentence = hidden(sentence)
     get_run_logger().warning(sentence)
     for listener in listeners:
         listener(sentence)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import flows.pipeline  # which imports every step
+from flows.recipe_file import filled
 from flows.show import find_artifact
 from tasks import replay, shard_tasks, workers
 from tasks.downstream import DownstreamJob
@@ -26,7 +27,7 @@ from tasks.launch import LauncherConfig
 from tasks.overlay import Overlay
 from tasks.progress import Watch
 from tasks.replay import OTHER, Comparison, compare
-from tasks.shard_tasks import StoredTasks
+from tasks.shard_tasks import StoredTask, StoredTasks
 from tasks.shards import ShardTask, Step, inputs_json, software
 from tasks.soup import SoupJob
 from tasks.store import Store
@@ -45,6 +46,8 @@ def replay_artifact(console: Console, url: str, beginning: str, into: Path | Non
         raise UserError(
             f"{manifest['id']} was made by an older olmoflow, which did not keep what its shards were asked for: run its recipe once to have it kept"
         )
+    tasks.job = filled(tasks.job, manifest["id"])
+    tasks.shards = [_with_secrets(task, manifest["id"]) for task in tasks.shards]
     step = _step(manifest["step"])
     other = replay.made_with_other(manifest, step, tasks.libraries)
     if not as_json:
@@ -65,6 +68,14 @@ def replay_artifact(console: Console, url: str, beginning: str, into: Path | Non
     else:
         _print(console, manifest, made, into)
     return made.reproduced
+
+
+def _with_secrets(task: StoredTask, identity: str) -> StoredTask:
+    """The task as it was asked for: the store has the names of secrets in their place."""
+    inputs = {
+        role: [replace(item, raw=filled(item.raw, identity)) if item.raw else item for item in items] for role, items in task.inputs.items()
+    }
+    return StoredTask(task.name, filled(task.config, identity), filled(task.hints, identity), inputs)
 
 
 def _print(console: Console, manifest: dict[str, Any], made: Comparison, into: Path | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.secrets import hidden
 from tasks.sources import SourceConfig, arithmetic, belongs
 from tasks.sources.base import RawFile
 from tasks.storage import Storage, open_file, shown, stamp
@@ -128,8 +129,9 @@ def describe(store: Store, storage: Storage, path: str, info: dict[str, Any], ba
 
 def _content_hash(store: Store, path: Path, info: dict[str, Any]) -> str:
     """SHA-256 of a local file, remembered by path, size and modification time."""
-    state = {"path": str(path.resolve()), "size": int(info["size"]), "mtime_ns": path.stat().st_mtime_ns}
-    cached = f"cache/raw/{fingerprint(state['path'])}.json"
+    whole = str(path.resolve())
+    state = {"path": hidden(whole), "size": int(info["size"]), "mtime_ns": path.stat().st_mtime_ns}
+    cached = f"cache/raw/{fingerprint(whole)}.json"
     known = json.loads(store.read_text(cached) or "{}")
     if {name: known.get(name) for name in state} == state:
         return str(known["sha256"])

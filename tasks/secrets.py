@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")  # ${VAR} and ${VAR:-default}
@@ -37,12 +37,17 @@ def hidden(value: Any, variables: Mapping[str, str] | None = None) -> Any:
     Secrets are the values of the environment variables that hold one by their name, and of the blocks that were filled in here.
     variables: what else goes by its name (`variables_of`), where the value is for another machine with an environment of its own.
     """
+    return hider(variables)(value)
+
+
+def hider(variables: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
+    """`hidden` for many values: what is secret is looked up once."""
     by_name = {its: f"${{{name}}}" for name, its in os.environ.items() if NAMES.search(name) and len(its) >= SHORTEST}
     secrets = by_name | dict(variables or {}) | _blocks
     if not secrets:
-        return value
-    longest_first = sorted(secrets, key=len, reverse=True)
-    return _replaced(value, re.compile("|".join(map(re.escape, longest_first))), secrets)
+        return lambda value: value
+    pattern = re.compile("|".join(map(re.escape, sorted(secrets, key=len, reverse=True))))
+    return lambda value: _replaced(value, pattern, secrets)
 
 
 def _strings(value: Any) -> list[str]:

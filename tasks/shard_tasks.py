@@ -1,16 +1,18 @@
 """The tasks of an artifact's shards, kept beside its manifest: each shard's own config, hints and inputs.
 
 A manifest is what people read; this is what `olmoflow why`, `gc` and `replay` need beside it. Configs and hints that are equal are written
-once, so that ten thousands of shards take some megabytes. Without what is of one run only: earlier scores to take over, and the store's URL.
+once, so that ten thousands of shards take some megabytes. Without what is of one run only: earlier scores to take over, and the store's URL;
+and without secrets, in whose place their names stand (`tasks.secrets`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tasks.secrets import hidden, hider
 from tasks.sources.base import RawFile
 from tasks.store import Store, canonical_json
 
@@ -64,19 +66,19 @@ def path_of(step: str, identity: str) -> str:
 
 def stored(tasks: Sequence[Any]) -> list[StoredTask]:
     """`ShardTask`s as they are stored."""
-    found = []
+    found, hide = [], hider()
     for task in tasks:
-        inputs = {role: [_input(item) for item in items] for role, items in task.inputs.items()}
+        inputs = {role: [_input(item, hide) for item in items] for role, items in task.inputs.items()}
         # without the inputs, of which a mix has a hundred thousand
         hints = asdict(replace(task, config={}, inputs={}))["hints"] if task.hints else {}
         hints = {name: value for name, value in hints.items() if name not in PASSING_HINTS}
-        found.append(StoredTask(task.name, task.config, hints, inputs))
+        found.append(StoredTask(task.name, hide(task.config), hide(hints), inputs))
     return found
 
 
-def _input(item: Any) -> TaskInput:
+def _input(item: Any, hide: Callable[[Any], Any]) -> TaskInput:
     if isinstance(item, RawFile):
-        return TaskInput("", "", item.content_id, item.told())
+        return TaskInput("", "", item.content_id, hide(item.told()))
     return TaskInput(item.step, item.key, item.content or item.key)
 
 
@@ -85,7 +87,7 @@ def write(store: Store, step: str, identity: str, libraries: Mapping[str, str], 
     for task in stored(tasks):
         inputs = {role: [_flat(item) for item in items] for role, items in task.inputs.items()}
         shards.append([task.name, configs.place(task.config), hints.place(task.hints), inputs])
-    told = {"libraries": dict(libraries), "job": dict(job), "configs": configs.values, "hints": hints.values, "shards": shards}
+    told = {"libraries": dict(libraries), "job": hidden(dict(job)), "configs": configs.values, "hints": hints.values, "shards": shards}
     store.replace(path_of(step, identity), canonical_json(told))
 
 

@@ -78,6 +78,23 @@ def test_a_training_on_the_cpu_comes_out_bit_for_bit(lab, tmp_path):
     assert weights[0] and weights[0] == weights[1]
 
 
+def test_a_secret_in_a_raw_file_s_place_is_stored_by_its_name_and_filled_in_again(tmp_path, monkeypatch):
+    folder = tmp_path / "planted-7c1d"
+    folder.mkdir()
+    monkeypatch.setenv("BUCKET_SECRET", "planted-7c1d")
+    config = small(folder)
+    config["store"] = str(tmp_path / "store")
+    make(config)
+    lab = Lab(tmp_path / "store", folder)
+    assert [path for path, content in lab.files().items() if b"planted-7c1d" in content] == []
+    for step in ("ingest", "train-scorer"):
+        reproduced, told = lab.replay(step)
+        assert reproduced, told
+    monkeypatch.delenv("BUCKET_SECRET")
+    with pytest.raises(UserError, match=r"ingest-\w+: the environment variable BUCKET_SECRET is not set"):
+        lab.replay("ingest")
+
+
 def test_only_this_artifact_is_made_anew(lab, tmp_path):
     lab.replay("select", tmp_path / "scratch")
     assert [path.name for path in (tmp_path / "scratch" / "shards").iterdir()] == ["select"]
