@@ -8,6 +8,7 @@ it may hold a secret, and goes to the server as one. Or OLMOFLOW_ALERT_BLOCK is 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -119,4 +120,7 @@ def _block(name: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(make()))
+    try:
+        print("\n".join(make()))
+    except UserError as error:
+        sys.exit(f"olmoflow: {error}")

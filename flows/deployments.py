@@ -9,6 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
+
 from flows.recipe import load_form
 from tasks.errors import UserError
 
@@ -22,11 +28,6 @@ def recipe(path: str) -> dict[str, Any]:
 
 def make_pools(limits: Mapping[str, int]) -> None:
     """Work pools of processes, each with how many runs it has at once; those that are there get the limit."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
     template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
         for name, limit in limits.items():
@@ -38,13 +39,18 @@ def make_pools(limits: Mapping[str, int]) -> None:
 
 def deploy(api: str) -> list[str]:
     """Make all deployments of `prefect.yaml`, or bring them up to date. Returns their names."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PREFECT_API_URL": api}, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"the deployments of prefect.yaml could not be made: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    import yaml
-
-    return [each["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    names = [each["name"] for each in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    environment = {**os.environ, "PREFECT_API_URL": api}
+    started = []
+    for its in (names[::2], names[1::2]):  # two at once: each waits for the server while the other makes a form's schema
+        chosen = [part for name in its for part in ("--name", name)]
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *chosen]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    told = [each.communicate()[0] for each in started]
+    for process, text in zip(started, told, strict=True):
+        if process.returncode:
+            raise UserError(f"the deployments of prefect.yaml could not be made: {text[-4000:]}")
+    return names
 
 
 def main(arguments: list[str]) -> None:

@@ -77,12 +77,12 @@ class Service:
     # -- up and down -------------------------------------------------------------------------------------------------------------
 
     def up(self, settings: Settings) -> Settings:
-        """Start the service where it does not run, and wait until its API answers. Returns the settings that it runs with."""
+        """Start the service where it does not run. Returns the settings that it runs with."""
         running = self.settings()
         if running is not None:
             if running != settings:
                 raise UserError(f"the service runs at {running.ui} with other settings: `olmoflow down` first, or give the same")
-            self._wait_until_ready(running)
+            self.wait_until_ready(running)
             _check_demands(running)
             return running
         _check_free(settings)
@@ -96,14 +96,13 @@ class Service:
         done = subprocess.run(command, cwd=ROOT, env=self._environment(settings, database), capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"supervisord did not start: {_last_line(done.stderr)}")
-        self._wait_until_ready(settings)
         return settings
 
     def start_workers(self, settings: Settings) -> None:
         """Start those that do not run."""
         for name in pools(settings):
             with contextlib.suppress(Fault):  # it runs
-                self._ask(operator.methodcaller("startProcess", name))
+                self._ask(operator.methodcaller("startProcess", name, False))  # without waiting for a second whether it stays
 
     def down(self) -> bool:
         """Stop the service and wait for its end; whether it ran."""
@@ -139,7 +138,7 @@ class Service:
             except (OSError, Fault):
                 return None
 
-    def _wait_until_ready(self, settings: Settings) -> None:
+    def wait_until_ready(self, settings: Settings) -> None:
         """Wait for the API to answer. Raises UserError where it does not, with the last line of its log."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
@@ -245,8 +244,9 @@ def start(home: Path, settings: Settings, tell: Callable[[str], None]) -> dict[s
         )
     running = service.up(settings)
     os.environ.update({"PREFECT_API_URL": running.api, **credentials()})  # before Prefect is imported, which reads them
-    from flows import automations, deployments
+    from flows import automations, deployments  # while the server starts: Prefect takes seconds to import
 
+    service.wait_until_ready(running)
     deployments.make_pools(pools(running))
     service.start_workers(running)
     names = deployments.deploy(running.api)

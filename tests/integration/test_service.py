@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -73,7 +75,7 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
 
     before = lab.records("select")
     there = service.ask("GET", "/deployments/name/rerun/rerun")
-    make_secret(service, "lab-store", str(lab.store))
+    make_block(service, "secret", "lab-store", {"value": str(lab.store)})
     lab.config["store"] = "${block:lab-store}"
     given = {"recipe": lab.config, "step": "select", "source": "maths", "force": True}
     made = service.ask("POST", f"/deployments/{there['id']}/create_flow_run", json={"parameters": given})
@@ -86,11 +88,11 @@ def test_a_submitted_run_does_the_work_of_the_command(service, lab):
     assert str(lab.store) not in json.dumps([state, logs])
 
 
-def make_secret(service, name, value):
+def make_block(service, kind, name, data):
     """A block as the UI makes it."""
-    kind = service.ask("GET", "/block_types/slug/secret")["id"]
+    kind = service.ask("GET", f"/block_types/slug/{kind}")["id"]
     (schema, *_) = service.ask("POST", "/block_schemas/filter", json={"block_schemas": {"block_type_id": {"any_": [kind]}}})
-    block = {"name": name, "data": {"value": value}, "block_type_id": kind, "block_schema_id": schema["id"]}
+    block = {"name": name, "data": data, "block_type_id": kind, "block_schema_id": schema["id"]}
     service.ask("POST", "/block_documents/", json=block)
 
 
@@ -125,12 +127,16 @@ def test_the_weekly_poll_has_its_next_runs_and_starts_the_curation_of_a_new_dump
     assert (tmp_path / "store/dumps/forum/done/000001.json").exists()
 
 
-def test_an_alert_reaches_the_webhook_whose_secret_stays_one(service, chat):
-    message = 'step 7 of "small": loss\n9'  # JSON and templates have their own way with these
+def send_alert(service, message):
     event = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": "olmoflow.alert.spike"}
     service.ask(
         "POST", "/events", json=[event | {"resource": {"prefect.resource.id": "olmoflow.training.a"}, "payload": {"message": message}}]
     )
+
+
+def test_an_alert_reaches_the_webhook_whose_secret_stays_one(service, chat):
+    message = 'step 7 of "small": loss\n9'  # JSON and templates have their own way with these
+    send_alert(service, message)
     wait_for(lambda: chat.got, "the webhook")
     assert chat.got == [{"text": message}]
 
@@ -143,6 +149,24 @@ def test_an_alert_reaches_the_webhook_whose_secret_stays_one(service, chat):
             assert "planted-secret" not in Path(f"/proc/{process}/environ").read_text()
         except OSError:
             continue
+
+
+def test_an_alert_reaches_a_notification_block_that_somebody_made(service, chat):
+    def automations(block):
+        given = {name: value for name, value in service.environment.items() if name != "OLMOFLOW_ALERT_WEBHOOK"}
+        given |= {"OLMOFLOW_ALERT_BLOCK": block, "PREFECT_API_URL": f"http://127.0.0.1:{service.port}/api"}
+        return subprocess.run([sys.executable, "-m", "flows.automations"], env=given, capture_output=True, text=True)
+
+    unknown = automations("custom-webhook/nobody")
+    assert unknown.returncode == 1 and unknown.stderr.startswith("olmoflow: OLMOFLOW_ALERT_BLOCK=custom-webhook/nobody: the server has no")
+    message = {"name": "team", "url": chat.url, "method": "POST", "json_data": {"text": "{{subject}}: {{body}}"}}
+    make_block(service, "custom-webhook", "team", message)
+    made = automations("custom-webhook/team")
+    assert made.returncode == 0, made.stderr
+    chat.got.clear()
+    send_alert(service, "the disk fills up")
+    wait_for(lambda: chat.got, "the notification")
+    assert chat.got == [{"text": "olmoflow: the disk fills up"}]
 
 
 # -- in a browser: what a person fills in, sees run, and opens -----------------------------------------------------------------------
