@@ -23,9 +23,9 @@ test: .venv/.installed-test
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
-# About three hours on a quiet machine; the peers' numbers are taken in the same run.
+# About three hours on a quiet machine, where OLMOFLOW_DATA is set (benchmarks/orchestration.py) two more; the peers' numbers are taken in the same run.
 bench: .venv/.installed-test .venv-peers/.installed
-	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix scale evaluation microanneal; do \
+	for name in repetition tokenization curation rethreshold training loader checkpoint soup mix scale evaluation microanneal orchestration; do \
 		$(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.json || exit 1; done
 
 lint: .venv/.installed-lint

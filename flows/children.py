@@ -98,33 +98,38 @@ class ChildRun:
     def __call__(self) -> None:
         """Raises UserError with the child's own words where it fails."""
         with get_client(sync_client=True) as client:
-            for tries in range(TRIES):
-                earlier = self._patiently(partial(self._earlier, client))
+            for left in reversed(range(TRIES)):
                 variables = self.variables()
-                live = next((run for run in earlier if run.state and not run.state.is_final()), None)
-                run = live or self._patiently(partial(self._submit, earlier, variables))
-                self.tell(f"{self.title}: {'waiting for' if live else 'submitted as'} flow run {run.name} ({run.id})")
-                ours = self._patiently(partial(self._is_ours, client, run))
-                try:
-                    run = self._end_of(client, run)
-                except BaseException:  # the parent ends: it fails, is cancelled, or its worker stops
-                    if ours:
-                        self._cancel(client, run)
-                    raise
-                state = run.state
-                assert state is not None
-                if state.is_completed():
+                run, ours = self._to_its_end(client, variables)
+                if run.state and run.state.is_completed():
                     return
-                if _is_given_up(state) and tries < TRIES - 1:
-                    self.tell(
-                        f"{self.title}: nothing was heard from flow run {run.name} any more; another one goes on, or waits for it if it lives"
-                    )
-                    continue
-                if tries < TRIES - 1 and state.is_failed() and self.variables() != variables:
-                    self.tell(f"{self.title}: a node failed the health check and is cordoned; the job goes elsewhere")
-                    continue
-                if ours or state.is_failed() or tries == TRIES - 1:
+                why = self._why_again(run, ours, variables)
+                if why is None or not left:
                     raise UserError(self._failure(run))
+                self.tell(f"{self.title}: {why}")
+
+    def _to_its_end(self, client: SyncPrefectClient, variables: dict[str, Any]) -> tuple[FlowRun, bool]:
+        """The run of this job after its end, and whether it is ours; the one that lives, or a new one."""
+        earlier = self._patiently(partial(self._earlier, client))
+        live = next((run for run in earlier if run.state and not run.state.is_final()), None)
+        run = live or self._patiently(partial(self._submit, earlier, variables))
+        self.tell(f"{self.title}: {'waiting for' if live else 'submitted as'} flow run {run.name} ({run.id})")
+        ours = self._patiently(partial(self._is_ours, client, run))
+        try:
+            return self._end_of(client, run), ours
+        except BaseException:  # the parent ends: it fails, is cancelled, or its worker stops
+            if ours:
+                self._cancel(client, run)
+            raise
+
+    def _why_again(self, run: FlowRun, ours: bool, variables: dict[str, Any]) -> str | None:
+        """Why another run may complete where this one did not; None where it would end as this one."""
+        assert run.state is not None
+        if _is_given_up(run.state):
+            return f"nothing was heard from flow run {run.name} any more; another one goes on, or waits for it if it lives"
+        if run.state.is_failed():
+            return "a node failed the health check and is cordoned; the job goes elsewhere" if self.variables() != variables else None
+        return None if ours else f"flow run {run.name} ended with the run that had submitted it; another one goes on"
 
     def _earlier(self, client: SyncPrefectClient) -> list[FlowRun]:
         """The runs of this job, the newest first."""
