@@ -57,8 +57,10 @@ StoreUrl = Annotated[str, typer.Option("--store", envvar="OLMOFLOW_STORE", help=
 
 # From a Ctrl-C to the end of the command, whatever still hangs then: a training saves within 25 s first.
 LEAVE_SECONDS = 60
+ANEW_SECONDS = 0.05
 STOPPED = 128 + signal.SIGINT  # exit code, as a shell's
 _interrupted = threading.Event()
+_again = threading.Event()  # the next SIGINT is the first Ctrl-C once more, and not a second one
 
 # Prefect reads these when it is imported. A fresh home needs longer than Prefect's 20 s to make its database.
 PREFECT_DEFAULTS = {
@@ -80,6 +82,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _found_lost
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -115,8 +118,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     Whatever else loses it, or hangs at exit for a server that the same Ctrl-C ended, does so for a minute and not for ever. A second one leaves
     at once: what the command has started here ends with it, and a job on a cluster ten minutes later.
     """
-    if _interrupted.is_set():
+    if _interrupted.is_set() and not _again.is_set():
         _stop()
+    _again.clear()
     _interrupted.set()
     watch = threading.Timer(LEAVE_SECONDS, _stop)
     watch.daemon = True
@@ -126,6 +130,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         for act in face.interrupted:
             act()
     signal.default_int_handler(number, frame)
+
+
+def _found_lost(unraisable: sys.UnraisableHookArgs) -> None:
+    """Interrupt anew where the first KeyboardInterrupt met a callback of the garbage collector, which Python lets raise nothing."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    _again.set()
+    main_thread = threading.main_thread().ident  # which may sleep
+    anew = threading.Timer(ANEW_SECONDS, signal.pthread_kill, (main_thread, signal.SIGINT))  # by then the callback is over
+    anew.daemon = True
+    anew.start()
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -51,3 +51,29 @@ def test_a_second_interrupt_leaves_at_once_and_without_a_traceback() -> None:
         _, told = process.communicate(timeout=40)
     assert process.returncode == 130
     assert told == TOLD
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_reaches_what_works() -> None:
+    """Python prints what such a callback raises, and goes on."""
+    script = """
+import os, signal, time, weakref
+import flows.cli
+
+class Thing:
+    pass
+
+def app(standalone_mode):
+    try:
+        thing = Thing()
+        watch = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT) or time.sleep(0))
+        del thing
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("ended what was started")
+        raise
+
+flows.cli.app = app
+flows.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script, *ARGUMENTS], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "ended what was started\n", TOLD)
