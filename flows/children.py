@@ -37,7 +37,7 @@ from tasks.store import Store
 T = TypeVar("T")
 
 DEPLOYMENT = "train/train"
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
 TRIES = 3  # runs that somebody else cancelled or killed before ours is begun and believed
 RAISED = re.compile(r"^Flow run encountered an exception: (?:[\w.]+: )?", re.DOTALL)
 

@@ -234,7 +234,7 @@ def _run_dump_flow(work: Any, recipe: Any, as_json: bool) -> None:
 @contextlib.contextmanager
 def _listening(as_json: bool) -> Iterator[None]:
     """A run's lines and its progress on this terminal; with --json nothing but the answer."""
-    from flows import face
+    from flows import face, telling
     from flows.terminal import Terminal
 
     if as_json:
@@ -242,8 +242,8 @@ def _listening(as_json: bool) -> Iterator[None]:
         yield
         return
     with Terminal(console) as terminal:
-        face.listeners.append(terminal.line)
-        face.watchers.append(terminal.progress)
+        telling.listeners.append(terminal.line)
+        telling.watchers.append(terminal.progress)
         face.interrupted.append(lambda: _stop(terminal))
         yield
 

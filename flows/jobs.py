@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from flows.recipe import Recipe
 from flows.recipe_file import filled
 from flows.section import Section
 from flows.section import at as _at
@@ -24,6 +23,9 @@ from tasks.secrets import hidden
 from tasks.shards import Input, ShardRef, ShardTask, Step, inputs_json, library_version
 from tasks.sources.base import RawFile
 from tasks.store import Store
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe  # as long to import as all else here, which each GPU job would wait for
 
 STEPS: dict[str, Step] = {step.name: step for step in (train.STEP, evaluate.STEP, downstream.STEP, soup.STEP)}
 

@@ -13,10 +13,10 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows import recuration
-from flows.face import tell
 from flows.recipe import Recipe, in_environment
 from flows.recurate_stackexchange import recurate_stackexchange
 from flows.summary import RunSummary
+from flows.telling import tell
 
 DEPLOYMENT = "recurate-stackexchange/recurate-stackexchange"
 NOT_ENDED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]

@@ -13,9 +13,10 @@ from prefect.exceptions import PrefectException
 from prefect.states import Completed
 
 from flows import recuration
-from flows.face import run_stage, tell
+from flows.face import run_stage
 from flows.recipe import Recipe, in_environment
 from flows.summary import RunSummary
+from flows.telling import tell
 from tasks.dump_record import Done
 
 

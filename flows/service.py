@@ -36,7 +36,10 @@ from tasks.errors import UserError
 READY_SECONDS, STOP_SECONDS = 180.0, 60.0
 # Prefect's names of what its server demands of everybody (`user:password`), and of what a client sends: only ever in the environment
 DEMANDED, SENT = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
-HEARTBEAT_SECONDS = "180"  # between two signs of life of a flow run: a third of what deployments/automations.yaml waits for
+DEFAULTS = {  # of Prefect's settings, where the environment has no other
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "180",  # seconds between signs of life of a flow run: a third of what automations.yaml waits for
+    "PREFECT_WORKER_QUERY_SECONDS": "1",  # between a worker's looks for runs; Prefect's own 10 keep each GPU job waiting for 5
+}
 POSTGRES_FOLDERS = "usr/lib/postgresql/*/bin", "usr/pgsql-*/bin"  # below /: Debian's and Red Hat's, which are on nobody's path
 POSTGRES_USER = "postgres"
 ROOT = Path(__file__).parents[1]
@@ -162,13 +165,12 @@ class Service:
             "PREFECT_API_URL": settings.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", HEARTBEAT_SECONDS),
         }
         if database is not None:
             ours["PREFECT_API_DATABASE_CONNECTION_URL"] = database
         # the server keeps the webhook as a secret, and would demand an empty password too
         given = {name: value for name, value in os.environ.items() if name != WEBHOOK and (value or name not in (DEMANDED, SENT))}
-        return given | ours | credentials()
+        return DEFAULTS | given | ours | credentials()
 
     def _write_configuration(self, settings: Settings, database: str | None) -> Path:
         """supervisord's file. A program is leashed: it ends with supervisord, however that ends."""

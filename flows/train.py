@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from prefect import flow, get_run_logger
 
 from flows.alerts import TrainingAlerts
-from flows.face import Watching, alert, disks, lines_from_below
 from flows.jobs import STEPS, GpuJob
 from flows.live import LiveLoss
+from flows.telling import Watching, alert, disks, lines_from_below
 from tasks.cordon import Cordon
 from tasks.gpus import lent
 from tasks.launch import LauncherConfig

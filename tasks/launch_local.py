@@ -74,11 +74,20 @@ def visible_gpus(device: str) -> list[str]:
     """Names of this machine's GPUs for `CUDA_VISIBLE_DEVICES`; none where jobs run on the CPU."""
     if device == "cpu":
         return []
-    import torch  # seconds, which a plan should not cost
-
-    count = torch.cuda.device_count()
+    count = gpu_count()
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (seen.split(",") if seen else [str(number) for number in range(count)])[:count]
+
+
+def gpu_count() -> int:
+    """How many GPUs torch sees on this machine; where there is no driver it is not asked, as its import takes seconds."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _sound(launcher: LauncherConfig, gpus: Sequence[str], cordon: Cordon | None) -> Sequence[str]:

@@ -17,7 +17,7 @@ from tasks.asking import CUT
 from tasks.chat import REFUSES, Reply
 from tasks.filters import PASSED
 from tasks.rewrite_prompts import Shape, instructions
-from tasks.scorers.web_rules import WebRules, WebRulesConfig
+from tasks.scorers.web_rules import RuleSet, WebRules, WebRulesConfig
 
 REPEATS = "the answer repeats itself"
 ECHO = "the answer repeats the request"
@@ -28,7 +28,7 @@ RESULT_LOST = "the known result is not in the answer"
 
 # Gopher's rules for repeated lines and paragraphs as they are; of its n-grams only the longest, and only where they are a large part of the
 # text: whoever explains a calculation step by step says the same few words again and again.
-_REPETITION = WebRulesConfig(sets={"gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.3),)}})
+_REPETITION: dict[RuleSet, dict[str, Any]] = {"gopher_repetition": {"top_n_grams": (), "dup_n_grams": ((10, 0.3),)}}
 _one_at_a_time = threading.Lock()
 _INSTRUCTION_WORDS, _ECHO_WORDS, _ECHO_SHARE = 13, 8, 0.8
 _LONGEST_NUMBER = 100  # characters; Python refuses to read the endless ones that a model in a loop writes
@@ -72,7 +72,7 @@ def repeats(text: str) -> bool:
 @functools.cache
 def _rules() -> WebRules:
     """Made once a process: the words of English take most of a second."""
-    return WebRules(_REPETITION)
+    return WebRules(WebRulesConfig(sets=_REPETITION))  # made here: it loads datatrove
 
 
 def echoes(answer: str, instructions: str, told: str) -> bool:

@@ -6,7 +6,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from flows import face
+from flows import telling
 from flows.terminal import Terminal
 from tasks.progress import Progress
 
@@ -46,14 +46,14 @@ def test_a_narrow_terminal_shows_the_time_left_in_full():
 def prefect(monkeypatch):
     """What reaches Prefect: artifacts made and updated, and lines of its log."""
     heard = []
-    monkeypatch.setattr(face, "create_progress_artifact", lambda percent, key, text: heard.append((percent, key)) or "id")
-    monkeypatch.setattr(face, "update_progress_artifact", lambda bar, percent, text: heard.append((percent, bar)))
-    monkeypatch.setattr(face, "get_run_logger", lambda: type("Log", (), {"info": staticmethod(heard.append)}))
+    monkeypatch.setattr(telling, "create_progress_artifact", lambda percent, key, text: heard.append((percent, key)) or "id")
+    monkeypatch.setattr(telling, "update_progress_artifact", lambda bar, percent, text: heard.append((percent, bar)))
+    monkeypatch.setattr(telling, "get_run_logger", lambda: type("Log", (), {"info": staticmethod(heard.append)}))
     return heard
 
 
 def test_prefect_gets_one_artifact_of_a_long_step_and_a_line_now_and_then(prefect):
-    watch = face.Watching()
+    watch = telling.Watching()
     for seconds in range(4):
         watch(of("short", seconds, 9))
     assert prefect == []
@@ -68,19 +68,19 @@ def test_prefect_gets_one_artifact_of_a_long_step_and_a_line_now_and_then(prefec
 
 def test_a_prefect_server_that_is_away_ends_no_work(prefect, monkeypatch):
     def away(*_):
-        raise face.httpx.ConnectError("away")
+        raise telling.httpx.ConnectError("away")
 
-    monkeypatch.setattr(face, "create_progress_artifact", away)
-    watch = face.Watching()
+    monkeypatch.setattr(telling, "create_progress_artifact", away)
+    watch = telling.Watching()
     for seconds in range(12):
         watch(of("web", seconds, 1))
 
 
 def test_what_the_code_below_logs_is_told_to_listeners_while_a_run_goes_on(monkeypatch):
     told = []
-    monkeypatch.setattr(face, "listeners", [told.append])
+    monkeypatch.setattr(telling, "listeners", [told.append])
     below = logging.getLogger("tasks.launch")
-    with face.lines_from_below():
+    with telling.lines_from_below():
         below.warning("n1 is cordoned; %s goes elsewhere", "the job")
         below.info("and on")
     below.warning("not told")

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from in_process import InProcess
 
-from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
+from flows.telling import line_of
 from tasks import annotate, annotate_sample, chat
 from tasks.annotate import Annotation
 from tasks.chat import Chat, Endpoint, Reply

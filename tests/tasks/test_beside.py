@@ -88,7 +88,7 @@ def test_a_failure_ends_the_other_jobs_with_time_to_save_before_anybody_hears_of
 
 
 def test_each_slot_has_gpus_of_its_own_and_too_few_are_refused(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("tasks.launch_local.gpu_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [gpus_of(slot, 2, "auto") for slot in range(2)] == [["0", "1"], ["2", "3"]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-a,3,2")
@@ -96,7 +96,7 @@ def test_each_slot_has_gpus_of_its_own_and_too_few_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"where.micro_anneals.gpus asks for 6 GPUs or more, but there are 4 here"):
         gpus_of(2, 2, "auto")
     assert gpus_of(9, 2, "cpu") == []
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("tasks.launch_local.gpu_count", lambda: 0)
     assert gpus_of(9, 2, "auto") == []
 
 

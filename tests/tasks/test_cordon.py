@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch, cordon):
     (tmp_path / "olmoflow_test_health.py").write_text(JOB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(launch_local, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("tasks.launch_local.gpu_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def launched(*broken: str, gpus=(), own=True, device="cuda") -> list[str]:
@@ -102,7 +102,7 @@ def test_a_fault_that_is_not_the_devices_own_cordons_nothing(run, cordon):
 
 
 def test_micro_anneals_beside_each_other_take_none_of_the_cordoned_gpus(monkeypatch):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("tasks.launch_local.gpu_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [gpus_of(slot, 1, "cuda", ["1"]) for slot in range(3)] == [["0"], ["2"], ["3"]]
     with pytest.raises(UserError, match=r"4 GPUs or more, but 3 of the 4 here are not cordoned"):

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from in_process import InProcess
 
-from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
 from flows.recipe import Recipe
+from flows.telling import line_of
 from tasks import clusters, duplicates, signatures
 from tasks.documents import DocumentWriter, document_key
 from tasks.shards import Shard, ShardRef

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from in_process import InProcess
 
-from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
 from flows.plan import make_plan
 from flows.recipe import Recipe
 from flows.report import Gathering
 from flows.summary import RunSummary
+from flows.telling import line_of
 from tasks import chat, rewrite, rewrite_checks
 from tasks.asking import CUT
 from tasks.documents import FILE, document_key

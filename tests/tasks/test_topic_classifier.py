@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from in_process import InProcess
 
-from flows.face import line_of
 from flows.pipeline import Pipeline, make_runner
 from flows.plan import make_plan
 from flows.recipe import Recipe
 from flows.report import Gathering
 from flows.summary import RunSummary
+from flows.telling import line_of
 from tasks import annotate, from_annotation, train_scorer
 from tasks.from_annotation import FromAnnotation, TopicFromAnnotation
 from tasks.measure import Hits, measure, measure_scale

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from in_process import InProcess
 
-from flows.face import line_of
 from flows.pipeline import Pipeline
 from flows.recipe import load
+from flows.telling import line_of
 from tasks.scorers.contamination import Contamination, ContaminationConfig, build_index
 from tasks.shards import Runner, ShardRef, input_files
 from tasks.store import Books, Store
