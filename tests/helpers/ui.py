@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -66,8 +67,11 @@ class UI:
             found = found.locator(".schema-form-property").filter(has=called).last
         return found
 
-    def submit(self) -> None:
-        self.page.get_by_role("button", name="Submit", exact=True).click()
+    def submit(self) -> dict:
+        """The server's answer: the run, or why there is none."""
+        with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
+            self.page.get_by_role("button", name="Submit", exact=True).click()
+        return answer.value.json()
 
     def open_artifact(self, key: str) -> Locator:
         """The page of the newest artifact of a key. Returns what is drawn of its text."""

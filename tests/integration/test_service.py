@@ -181,11 +181,11 @@ def runs_of(service, flow):
     return service.ask("POST", "/flow_runs/filter", json={"flows": {"name": {"any_": [flow]}}})
 
 
-def watch_to_the_end(ui) -> None:
-    """From the form to the page of the run that it has started, and there until it says that it is done."""
-    ui.page.get_by_text("View run", exact=True).last.click()  # notes are drawn twice, one on the other
-    ui.page.wait_for_url(re.compile("/runs/flow-run/"))
-    expect(ui.page.get_by_text(re.compile("^(Completed|Failed|Crashed)$")).first).to_have_text("Completed")
+def watch_to_the_end(ui, run) -> None:
+    """The page of a run, until it says that it is done."""
+    ui.open(f"/runs/flow-run/{run['id']}")
+    heading = ui.page.locator(".page-heading-flow-run__meta")  # below it are the states of the tasks
+    expect(heading.get_by_text(re.compile("^(Completed|Failed|Crashed)$"))).to_have_text("Completed")
 
 
 def is_drawn(article) -> bool:
@@ -205,8 +205,7 @@ def test_a_wrong_value_is_refused_in_the_form_and_the_corrected_form_runs_end_to
     assert runs_of(service, "end-to-end") == []
 
     length.get_by_role("spinbutton").fill("16")
-    ui.submit()
-    watch_to_the_end(ui)
+    watch_to_the_end(ui, ui.submit())
     (run,) = runs_of(service, "end-to-end")
     assert (run["name"], run["parameters"]["recipe"]["sequence_length"]) == ("end-to-end by-hand", 16)
     assert {record.name for record in lab.records("mix")} == {"pre", "mid"}
@@ -238,8 +237,7 @@ def test_a_training_s_live_loss_is_drawn_and_its_run_is_a_child_of_the_flow_s(se
     ui.open_form("end-to-end")
     ui.write({"recipe": {**lab.config, "name": "trained"}})
     ui.field("Pretrain (Optional)", "Steps (Optional)").get_by_role("spinbutton").fill("16")
-    ui.submit()
-    watch_to_the_end(ui)
+    watch_to_the_end(ui, ui.submit())
     loss = ui.open_artifact("loss-pretrain-trained")
     expect(loss.locator("tr").filter(has_text="step")).to_contain_text("16 of 16")
     assert loss.locator("img").evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
