@@ -20,6 +20,7 @@ from tasks.store import Store
 BINS = 40
 MOST_NAMES = 15
 EXAMPLES = 20  # on each side of a cut
+SMALLEST = float(np.finfo(np.float64).tiny)  # normal number; a logarithmic axis reaches up to it at least, as below it there is no room for bins
 TOKENS, LANGUAGE = "tokens", "language"
 
 
@@ -93,6 +94,7 @@ def _edges(values: np.ndarray, marks: Sequence[float], log: bool, whole: bool) -
     low, high = float(values.min()), float(values.max())
     if log:
         low = max(low, float(np.quantile(values, 0.001)) / 10)  # one value of 1e-30 is not worth 25 decades
+        high = max(high, SMALLEST)
     else:
         inner = np.quantile(values, [0.005, 0.995])
         if 4 * (inner[1] - inner[0]) < high - low:

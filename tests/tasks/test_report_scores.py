@@ -16,6 +16,7 @@ NUMBERS = st.one_of(st.none(), st.floats(width=32), st.floats(0, 1), st.sampled_
 @given(st.lists(st.tuples(NUMBERS, st.booleans()), max_size=60), st.lists(st.floats(-10, 10), max_size=3), st.booleans())
 @example([(0.0, True), (1e-5, True), (1.0, False)], [0.5], False)
 @example([(float("inf"), True), (1.0, False)], [], False)
+@example([(5e-324, True)], [], True)  # the smallest number above 0
 def test_a_histogram_counts_every_value_once_in_the_bin_that_holds_it(rows, marks, log):
     values, keep = [value for value, _ in rows], np.array([kept for _, kept in rows], bool)
     check_counts(histogram("x", pa.chunked_array([pa.array(values, pa.float64())]), keep, marks, log), values, keep, marks)
