@@ -20,7 +20,8 @@ from tasks.store import Store
 BINS = 40
 MOST_NAMES = 15
 EXAMPLES = 20  # on each side of a cut
-SMALLEST = float(np.finfo(np.float64).tiny)  # normal number; a logarithmic axis reaches up to it at least, as below it there is no room for bins
+# The smallest normal number: a logarithmic axis reaches up to it at least, as below it there is no room for bins.
+SMALLEST = float(np.finfo(np.float64).tiny)
 TOKENS, LANGUAGE = "tokens", "language"
 
 
